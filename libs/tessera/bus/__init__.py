@@ -1,0 +1,24 @@
+"""The partitioned topics between services: Kafka in a cluster, queues in one process."""
+
+from tessera.bus.local import LocalCommandBus, LocalRecordBus
+from tessera.bus.protocol import (
+    BusBusy,
+    BusUnavailable,
+    CommandBus,
+    CommandReader,
+    Delivered,
+    RecordBus,
+    RecordReader,
+)
+
+__all__ = [
+    "BusBusy",
+    "BusUnavailable",
+    "CommandBus",
+    "CommandReader",
+    "Delivered",
+    "LocalCommandBus",
+    "LocalRecordBus",
+    "RecordBus",
+    "RecordReader",
+]

@@ -1,0 +1,16 @@
+"""Wake-ups between services: hints over Redis in a cluster, callbacks in one process."""
+
+from tessera.fanout.local import LocalFanout
+from tessera.fanout.messages import DeviceWake, PresenceChange, TypingChange, UserWake
+from tessera.fanout.protocol import Fanout, Subscriber, Subscription
+
+__all__ = [
+    "DeviceWake",
+    "Fanout",
+    "LocalFanout",
+    "PresenceChange",
+    "Subscriber",
+    "Subscription",
+    "TypingChange",
+    "UserWake",
+]

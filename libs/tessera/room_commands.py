@@ -1,0 +1,150 @@
+"""The sending end of room commands: submit one, learn its one outcome.
+
+A command that gets no answer in time is withdrawn: the id's outcome row is inserted first by
+whoever is first, so a 503 means that the change will not happen later, and a retry under the
+same id gets what really happened.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+import structlog
+
+from tessera.bus import BusBusy, BusUnavailable, CommandBus
+from tessera.commands import Command, Outcome, OutcomeStatus
+from tessera.fanout import Fanout, Subscriber, Subscription
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 0.05  # while the replies' fan-out is not to be trusted
+WAITING_LIMIT = 10_000
+
+
+class CommandUnanswered(Exception):
+    """The command will not happen: it was withdrawn, or nobody could be asked. Answer 503 with retry_after_ms."""
+
+    def __init__(self, retry_after_ms: int) -> None:
+        super().__init__(f"retry after {retry_after_ms} ms")
+        self.retry_after_ms = retry_after_ms
+
+
+class OutcomeStore(Protocol):
+    """The outcome rows of the room shards (tessera.storage.outcomes)."""
+
+    async def find(self, partition: int, command_ids: Sequence[bytes]) -> list[Outcome]:
+        """The outcomes that are decided, in any order."""
+
+    async def withdraw(self, command: Command) -> Outcome:
+        """Insert 'withdrawn' unless an outcome is there; answer the row that then is."""
+
+
+class RoomCommands:
+    """Submits commands and hands each waiting request its outcome.
+
+    Outcomes come over the fan-out; as that may lose them, the row is looked up after
+    `reply_patience_seconds`, and then in one query for all waiters each 50 ms.
+    """
+
+    def __init__(
+        self, bus: CommandBus, fanout: Fanout, outcomes: OutcomeStore, *, reply_patience_seconds: float = 1.0
+    ) -> None:
+        self._bus = bus
+        self._fanout = fanout
+        self._outcomes = outcomes
+        self._patience = reply_patience_seconds
+        self._waiting: dict[bytes, asyncio.Future[Outcome]] = {}
+        self._overdue: dict[bytes, Command] = {}
+        self._subscription: Subscription | None = None
+        self._overdue_event = asyncio.Event()
+
+    async def start(self) -> None:
+        """Listen for outcomes; before the first submit."""
+        self._subscription = await self._fanout.subscribe(Subscriber(on_outcomes=self._on_outcomes))
+
+    async def stop(self) -> None:
+        """Stop listening; requests still waiting run into their deadlines."""
+        if self._subscription is not None:
+            await self._subscription.close()
+
+    async def submit(self, command: Command, *, timeout_seconds: float, retried: bool = False) -> Outcome:
+        """Hand a command to its room's writer and wait for its outcome.
+
+        Args:
+            retried: the id may have been used before (a client's transaction ID): look for its row
+                first where that is cheap; correctness does not depend on it.
+
+        Raises:
+            CommandUnanswered: it did not happen and will not.
+        """
+        if (waiting := self._waiting.get(command.id)) is not None:
+            return await self._await_twin(waiting, timeout_seconds)
+        if len(self._waiting) >= WAITING_LIMIT:
+            raise CommandUnanswered(1_000)
+        if retried and (found := await self._outcomes.find(command.partition, [command.id])):
+            return self._decided(found[0])
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting[command.id] = future
+        try:
+            return self._decided(await self._send_and_wait(command, future, timeout_seconds))
+        finally:
+            self._waiting.pop(command.id, None)
+            self._overdue.pop(command.id, None)
+            if not future.done():
+                future.cancel()
+
+    async def poll_overdue(self) -> None:
+        """Run for ever: look up the rows of commands whose replies are late, one query a partition."""
+        while True:
+            await self._overdue_event.wait()
+            by_partition: dict[int, list[bytes]] = {}
+            for command in self._overdue.values():
+                by_partition.setdefault(command.partition, []).append(command.id)
+            for partition, command_ids in by_partition.items():
+                try:
+                    self._on_outcomes(await self._outcomes.find(partition, command_ids))
+                except Exception:  # the shard is away: its waiters have deadlines of their own
+                    log.warning("outcomes not readable", partition=partition)
+            if not self._overdue:
+                self._overdue_event.clear()
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _send_and_wait(self, command: Command, future: asyncio.Future[Outcome], seconds: float) -> Outcome:
+        loop = asyncio.get_running_loop()
+        overdue = loop.call_later(min(self._patience, seconds), self._mark_overdue, command)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._bus.send(command)
+                return await future
+        except BusBusy as busy:
+            raise CommandUnanswered(busy.retry_after_ms) from busy
+        except (TimeoutError, BusUnavailable):
+            return await self._outcomes.withdraw(command)
+        finally:
+            overdue.cancel()
+
+    async def _await_twin(self, waiting: asyncio.Future[Outcome], seconds: float) -> Outcome:
+        try:
+            async with asyncio.timeout(seconds):
+                return self._decided(await asyncio.shield(waiting))
+        except (TimeoutError, asyncio.CancelledError):
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            raise CommandUnanswered(1_000) from None
+
+    def _mark_overdue(self, command: Command) -> None:
+        if command.id in self._waiting:
+            self._overdue[command.id] = command
+            self._overdue_event.set()
+
+    def _on_outcomes(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            future = self._waiting.get(outcome.command_id)
+            if future is not None and not future.done():
+                future.set_result(outcome)
+
+    @staticmethod
+    def _decided(outcome: Outcome) -> Outcome:
+        if outcome.status is OutcomeStatus.WITHDRAWN:
+            raise CommandUnanswered(1_000)
+        return outcome
