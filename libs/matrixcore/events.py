@@ -96,6 +96,9 @@ class Event:
         return membership if isinstance(membership, str) else None
 
 
+State = Mapping[StateKey, Event]
+
+
 def parse_event(pdu: bytes | Mapping[str, Any], rules: RoomVersionRules) -> Event:
     """Check the format of a received PDU and give it its typed view.
 
