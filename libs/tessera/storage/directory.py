@@ -1,0 +1,175 @@
+"""The published room directory, and the summaries of rooms that it shows.
+
+That a room is published is primary data. The summary is a projection of the room's state: a row
+remembers the (incarnation, position) it was made at and yields to a later one only, so that it can
+be written by several appliers and rebuilt.
+
+Spec: C-S API §Published room directory.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from matrixcore.identifiers import RoomId
+from tessera.storage.database import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class RoomSummary:
+    """What the directory shows of a room, as of (incarnation, position) of its partition."""
+
+    room_id: RoomId
+    incarnation: int
+    position: int
+    name: str | None
+    topic: str | None
+    canonical_alias: str | None
+    avatar_url: str | None
+    room_type: str | None
+    join_rule: str
+    guest_can_join: bool
+    world_readable: bool
+    encryption: str | None
+    room_version: str | None
+    joined_members: int
+
+
+class PublishedRoom(NamedTuple):
+    """One line of the directory."""
+
+    room_id: RoomId
+    name: str | None
+    topic: str | None
+    canonical_alias: str | None
+    avatar_url: str | None
+    room_type: str | None
+    join_rule: str
+    guest_can_join: bool
+    world_readable: bool
+    joined_members: int
+
+
+_SET_PUBLISHED = """
+INSERT INTO accounts.room_directory (room_id, published) VALUES ($1, $2)
+ON CONFLICT (room_id) DO UPDATE SET published = EXCLUDED.published
+"""
+
+_IS_PUBLISHED = "SELECT published FROM accounts.room_directory WHERE room_id = $1"
+
+_SUMMARY = """incarnation, position, name, topic, canonical_alias, avatar_url, room_type, join_rule, guest_can_join,
+    world_readable, encryption, room_version, joined_members"""
+
+_SET_SUMMARIES = f"""
+INSERT INTO accounts.room_directory AS d (room_id, {_SUMMARY})
+SELECT DISTINCT ON (room_id) * FROM unnest(
+    $1::text[], $2::int[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
+    $10::boolean[], $11::boolean[], $12::text[], $13::text[], $14::bigint[]) AS i (room_id, {_SUMMARY})
+ORDER BY room_id, incarnation DESC, position DESC
+ON CONFLICT (room_id) DO UPDATE SET
+    ({_SUMMARY}) = (EXCLUDED.incarnation, EXCLUDED.position, EXCLUDED.name, EXCLUDED.topic, EXCLUDED.canonical_alias,
+        EXCLUDED.avatar_url, EXCLUDED.room_type, EXCLUDED.join_rule, EXCLUDED.guest_can_join, EXCLUDED.world_readable,
+        EXCLUDED.encryption, EXCLUDED.room_version, EXCLUDED.joined_members)
+WHERE (EXCLUDED.incarnation, EXCLUDED.position) > (d.incarnation, d.position)
+"""  # noqa: S608  constant text
+
+_LINE = """room_id, name, topic, canonical_alias, avatar_url, room_type, join_rule, guest_can_join, world_readable,
+    joined_members"""
+
+# room_types NULL: any; an empty string in it stands for rooms without a type.
+_MATCHES = """
+published
+    AND ($1::text IS NULL OR lower(concat_ws(' ', name, topic, canonical_alias)) LIKE $1)
+    AND ($2::text[] IS NULL OR coalesce(room_type, '') = ANY($2::text[]))
+"""
+
+_LIST_FORWARD = f"""
+SELECT {_LINE} FROM accounts.room_directory
+WHERE {_MATCHES} AND ($3::bigint IS NULL OR joined_members < $3 OR (joined_members = $3 AND room_id > $4))
+ORDER BY joined_members DESC, room_id LIMIT $5
+"""  # noqa: S608
+
+_LIST_BACKWARD = f"""
+SELECT {_LINE} FROM accounts.room_directory
+WHERE {_MATCHES} AND (joined_members > $3 OR (joined_members = $3 AND room_id < $4))
+ORDER BY joined_members, room_id DESC LIMIT $5
+"""  # noqa: S608
+
+_COUNT = f"SELECT count(*) FROM accounts.room_directory WHERE {_MATCHES}"  # noqa: S608
+
+
+async def set_published(tx: Transaction, room_id: RoomId, published: bool) -> None:
+    """Publish a room in the directory, or take it out."""
+    await tx.execute(_SET_PUBLISHED, room_id, published)
+
+
+async def is_published(tx: Transaction, room_id: RoomId) -> bool:
+    """Whether a room is in the directory."""
+    return bool(await tx.fetchval(_IS_PUBLISHED, room_id))
+
+
+async def set_summaries(tx: Transaction, summaries: Sequence[RoomSummary]) -> None:
+    """Bring rooms' summaries up to date; older ones than the stored are ignored. Repeatable."""
+    if not summaries:
+        return
+    await tx.execute(
+        _SET_SUMMARIES,
+        [summary.room_id for summary in summaries],
+        [summary.incarnation for summary in summaries],
+        [summary.position for summary in summaries],
+        [summary.name for summary in summaries],
+        [summary.topic for summary in summaries],
+        [summary.canonical_alias for summary in summaries],
+        [summary.avatar_url for summary in summaries],
+        [summary.room_type for summary in summaries],
+        [summary.join_rule for summary in summaries],
+        [summary.guest_can_join for summary in summaries],
+        [summary.world_readable for summary in summaries],
+        [summary.encryption for summary in summaries],
+        [summary.room_version for summary in summaries],
+        [summary.joined_members for summary in summaries],
+    )
+
+
+async def list_published(
+    tx: Transaction,
+    *,
+    search_term: str | None = None,
+    room_types: Sequence[str | None] | None = None,
+    after: tuple[int, RoomId] | None = None,
+    before: tuple[int, RoomId] | None = None,
+    limit: int,
+) -> list[PublishedRoom]:
+    """A page of the directory, largest rooms first.
+
+    Args:
+        search_term: found in name, topic or canonical alias, in whatever case.
+        room_types: None for any; None in it for rooms without a type.
+        after, before: (joined_members, room_id) of the line that the page follows or precedes; at most one of them.
+    """
+    pattern, types = _pattern(search_term), _types(room_types)
+    if before is not None:
+        rows = await tx.fetch(_LIST_BACKWARD, pattern, types, *before, limit)
+        rows.reverse()
+    else:
+        rows = await tx.fetch(_LIST_FORWARD, pattern, types, *(after or (None, None)), limit)
+    return [PublishedRoom(*row) for row in rows]
+
+
+async def count_published(
+    tx: Transaction, *, search_term: str | None = None, room_types: Sequence[str | None] | None = None
+) -> int:
+    """How many rooms match."""
+    count: int = await tx.fetchval(_COUNT, _pattern(search_term), _types(room_types))
+    return count
+
+
+def _pattern(search_term: str | None) -> str | None:
+    if not search_term:
+        return None
+    escaped = search_term.lower().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%{escaped}%"
+
+
+def _types(room_types: Sequence[str | None] | None) -> list[str] | None:
+    return None if room_types is None else [room_type or "" for room_type in room_types]

@@ -1,0 +1,42 @@
+"""The presence that local users set, one row for each. Spec: C-S API §Presence."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from matrixcore.identifiers import UserId
+from tessera.storage.database import Transaction
+
+
+class Presence(NamedTuple):
+    """What a user set last; last_active_ts in milliseconds since the epoch."""
+
+    user_id: UserId
+    presence: str
+    status_msg: str | None
+    last_active_ts: int
+
+
+_SET = """
+INSERT INTO accounts.presence AS p (user_id, presence, status_msg, last_active_ts) VALUES ($1, $2, $3, $4)
+ON CONFLICT (user_id) DO UPDATE SET
+    presence = EXCLUDED.presence, status_msg = EXCLUDED.status_msg,
+    last_active_ts = greatest(p.last_active_ts, EXCLUDED.last_active_ts)
+"""
+
+_LIST = "SELECT user_id, presence, status_msg, last_active_ts FROM accounts.presence WHERE user_id = ANY($1::text[])"
+
+
+async def set_presence(tx: Transaction, state: Presence) -> None:
+    """Store what the user set."""
+    await tx.execute(_SET, *state)
+
+
+async def list_presence(tx: Transaction, user_ids: Sequence[UserId]) -> list[Presence]:
+    """What is known of these users; those who never set anything are absent."""
+    return [Presence(*row) for row in await tx.fetch(_LIST, list(user_ids))]
+
+
+async def find_presence(tx: Transaction, user_id: UserId) -> Presence | None:
+    """What is known of one user."""
+    found = await list_presence(tx, [user_id])
+    return found[0] if found else None
