@@ -41,8 +41,6 @@ _EXISTS = "SELECT EXISTS (SELECT 1 FROM accounts.users WHERE user_id = $1)"
 
 _LIST_EXISTING = "SELECT user_id FROM accounts.users WHERE user_id = ANY($1::text[]) AND NOT deactivated"
 
-_NEXT_LOCALPART = "SELECT nextval('accounts.generated_localparts')"
-
 _LOCK = "SELECT 1 FROM accounts.users WHERE user_id = $1 FOR UPDATE"
 
 _SET_PASSWORD = "UPDATE accounts.users SET password_hash = $2 WHERE user_id = $1"  # noqa: S105  a query
@@ -101,11 +99,6 @@ async def user_exists(tx: Transaction, user_id: UserId) -> bool:
 async def list_active(tx: Transaction, user_ids: list[UserId]) -> set[UserId]:
     """Those of these users that have an account that is not deactivated."""
     return {UserId(row[0]) for row in await tx.fetch(_LIST_EXISTING, user_ids)}
-
-
-async def next_generated_localpart(tx: Transaction) -> str:
-    """A number that no generated name had before; somebody may have chosen it as a name."""
-    return str(await tx.fetchval(_NEXT_LOCALPART))
 
 
 async def lock_user(tx: Transaction, user_id: UserId) -> None:

@@ -24,8 +24,6 @@ USERS = (
         created_ts bigint NOT NULL
     )
     """,
-    # Names that the server makes itself (guests, registration without a username).
-    "CREATE SEQUENCE accounts.generated_localparts",
     """
     CREATE TABLE accounts.devices (
         user_id text NOT NULL REFERENCES accounts.users ON DELETE CASCADE,
@@ -141,6 +139,17 @@ USER_LOG = (
         PRIMARY KEY (user_id, room_id, receipt_type, thread_id)
     )
     """,
+    # One dense stream of "the device list of this user changed"; device_id '' stands for the cross-signing keys.
+    "CREATE TABLE accounts.device_changes_head (one boolean PRIMARY KEY DEFAULT true CHECK (one), head bigint NOT NULL)",
+    "INSERT INTO accounts.device_changes_head (head) VALUES (0)",
+    """
+    CREATE TABLE accounts.device_changes (
+        position bigint PRIMARY KEY,
+        user_id text NOT NULL,
+        device_id text NOT NULL DEFAULT ''
+    )
+    """,
+    "CREATE INDEX device_changes_user ON accounts.device_changes (user_id, position)",
 )
 
 SETTINGS = (
