@@ -1,0 +1,87 @@
+"""The members of a room, now and before."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from matrixcore.identifiers import EventId, RoomId, UserId
+from tessera.records import OrderKey
+from tessera.storage.database import Transaction
+from tessera.storage.room_reads.events import EVENT_COLUMNS, EVENT_JOINS, EventRow
+
+
+class MembershipStep(NamedTuple):
+    """A membership that a user got at a point of the room's order."""
+
+    order: OrderKey
+    membership: str
+    event_id: EventId | None
+
+
+# Constant text is put together here; values are always parameters.
+_CURRENT = f"""
+SELECT {EVENT_COLUMNS} FROM rooms.current_state s
+JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id {EVENT_JOINS}
+WHERE s.room_id = $1 AND s.type = 'm.room.member'
+  AND ($2::text IS NULL OR s.membership = $2) AND ($3::text IS NULL OR s.membership <> $3)
+"""  # noqa: S608
+
+_AT = f"""
+SELECT {EVENT_COLUMNS} FROM (
+    SELECT DISTINCT ON (state_key) room_id, event_id, membership FROM rooms.state_history
+    WHERE room_id = $1 AND type = 'm.room.member' AND (anchor, sub) <= ($4, $5)
+    ORDER BY state_key, anchor DESC, sub DESC
+) s
+JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id {EVENT_JOINS}
+WHERE ($2::text IS NULL OR s.membership = $2) AND ($3::text IS NULL OR s.membership <> $3)
+"""  # noqa: S608
+
+# The content comes out of the PDU; a member event is small, and a joined member's is never redacted to less.
+_JOINED = """
+SELECT s.state_key, e.pdu FROM rooms.current_state s
+JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id
+WHERE s.room_id = $1 AND s.type = 'm.room.member' AND s.membership = 'join'
+"""
+
+_HISTORY = """
+SELECT anchor, sub, membership, event_id FROM rooms.state_history
+WHERE room_id = $1 AND type = 'm.room.member' AND state_key = $2
+ORDER BY anchor, sub
+"""
+
+_HAS_LOCAL_MEMBER = """
+SELECT s.state_key FROM rooms.current_state s
+WHERE s.room_id = $1 AND s.type = 'm.room.member' AND s.membership = 'join' AND s.state_key LIKE $2 LIMIT $3
+"""
+
+
+async def list_members(
+    tx: Transaction,
+    room_id: RoomId,
+    *,
+    at: OrderKey | None = None,
+    membership: str | None = None,
+    not_membership: str | None = None,
+) -> list[EventRow]:
+    """The member events, now or at a point of the room's order, in no order."""
+    if at is None:
+        rows = await tx.fetch(_CURRENT, room_id, membership, not_membership)
+    else:
+        rows = await tx.fetch(_AT, room_id, membership, not_membership, at.anchor, at.sub)
+    return [EventRow(*row) for row in rows]
+
+
+async def list_joined_members(tx: Transaction, room_id: RoomId) -> list[tuple[UserId, bytes]]:
+    """(user, PDU of the member event) of everybody who is joined now."""
+    return [(UserId(row[0]), row[1]) for row in await tx.fetch(_JOINED, room_id)]
+
+
+async def list_membership_steps(tx: Transaction, room_id: RoomId, user_id: UserId) -> list[MembershipStep]:
+    """All memberships that one user has had in the room, oldest first."""
+    rows = await tx.fetch(_HISTORY, room_id, user_id)
+    return [MembershipStep(OrderKey(row[0], row[1]), row[2] or "leave", row[3]) for row in rows]
+
+
+async def list_joined_of_server(tx: Transaction, room_id: RoomId, server_name: str, limit: int) -> Sequence[UserId]:
+    """Users of one server who are joined now, at most `limit`."""
+    suffix = "%:" + server_name.replace("\\", "\\\\").replace("_", "\\_").replace("%", "\\%")
+    return [UserId(row[0]) for row in await tx.fetch(_HAS_LOCAL_MEMBER, room_id, suffix, limit)]

@@ -1,0 +1,157 @@
+"""Events that relate to others: what is bundled with an event, and pages of its children.
+
+Spec: C-S API §Aggregations of child events, §Relationships API.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from matrixcore.identifiers import EventId, RoomId, UserId
+from tessera.records import OrderKey
+from tessera.storage.database import Transaction
+from tessera.storage.room_reads.events import EVENT_COLUMNS, EVENT_JOINS, EventRow
+
+MAX_BUNDLED_REFERENCES = 100
+
+
+@dataclass(slots=True)
+class Bundle:
+    """What is aggregated at one event."""
+
+    edit: EventRow | None = None
+    references: list[EventId] = field(default_factory=list)
+    thread_latest: EventRow | None = None
+    thread_count: int = 0
+    participated: bool = False
+
+
+# Constant text is put together here; values are always parameters. ($3, $4): the reader sees nothing above.
+# An edit is by the same sender, of the same type, and of no state event; the newest by time counts.
+_EDITS = f"""
+SELECT DISTINCT ON (e.relates_to) {EVENT_COLUMNS}
+FROM rooms.events e
+JOIN rooms.events original ON original.room_id = e.room_id AND original.event_id = e.relates_to {EVENT_JOINS}
+WHERE e.room_id = $1 AND e.relates_to = ANY($2::text[]) AND e.rel_type = 'm.replace' AND e.state_key IS NULL
+  AND (e.anchor, e.sub) <= ($3, $4) AND e.redacted_by IS NULL AND original.redacted_by IS NULL
+  AND original.state_key IS NULL AND original.rel_type IS DISTINCT FROM 'm.replace'
+  AND e.sender = original.sender AND e.type = original.type
+ORDER BY e.relates_to, e.origin_server_ts DESC, e.event_id DESC
+"""  # noqa: S608
+
+_HAVE_RELATIONS = """
+SELECT relates_to, rel_type, (array_agg(event_id ORDER BY anchor, sub) FILTER (WHERE rel_type = 'm.reference'))
+FROM rooms.events
+WHERE room_id = $1 AND relates_to = ANY($2::text[]) AND rel_type IN ('m.replace', 'm.reference', 'm.thread')
+  AND (anchor, sub) <= ($3, $4) AND redacted_by IS NULL
+GROUP BY relates_to, rel_type
+"""
+
+# The counts are of what the reader may see of the thread; $5 is the reader.
+_THREADS = f"""
+SELECT t.thread_root, t.replies, t.participated, {EVENT_COLUMNS}
+FROM (
+    SELECT thread_root, count(*) AS replies, bool_or(sender = $5) AS participated,
+           max(anchor) AS last_anchor
+    FROM rooms.events
+    WHERE room_id = $1 AND thread_root = ANY($2::text[]) AND relates_to = thread_root AND rel_type = 'm.thread'
+      AND (anchor, sub) <= ($3, $4) AND redacted_by IS NULL
+    GROUP BY thread_root
+) t
+JOIN LATERAL (
+    SELECT * FROM rooms.events l
+    WHERE l.room_id = $1 AND l.thread_root = t.thread_root AND l.anchor = t.last_anchor AND l.rel_type = 'm.thread'
+      AND l.redacted_by IS NULL
+    ORDER BY l.sub DESC LIMIT 1
+) e ON true {EVENT_JOINS}
+"""  # noqa: S608
+
+_CHILDREN = """
+SELECT {columns} FROM rooms.events e {joins}
+WHERE e.room_id = $1 AND e.relates_to = $2 AND (e.anchor, e.sub) > ($3, $4) AND (e.anchor, e.sub) <= ($5, $6)
+  AND e.redacted_by IS NULL
+  AND ($7::text IS NULL OR e.rel_type = $7) AND ($8::text IS NULL OR e.type = $8)
+ORDER BY e.anchor {direction}, e.sub {direction} LIMIT $9
+"""
+_CHILDREN_PAGES = {
+    True: _CHILDREN.format(columns=EVENT_COLUMNS, joins=EVENT_JOINS, direction="DESC"),
+    False: _CHILDREN.format(columns=EVENT_COLUMNS, joins=EVENT_JOINS, direction="ASC"),
+}
+
+_ANNOTATION_SENT = """
+SELECT EXISTS (
+    SELECT 1 FROM rooms.events
+    WHERE room_id = $1 AND relates_to = $2 AND rel_type = 'm.annotation' AND type = $3 AND sender = $4
+      AND relation_key = $5 AND redacted_by IS NULL AND anchor IS NOT NULL
+)
+"""
+
+_TOP = OrderKey(1 << 62, 1 << 30)
+_BOTTOM = OrderKey(-(1 << 62), -(1 << 30))
+
+
+async def list_bundles(
+    tx: Transaction, room_id: RoomId, event_ids: Sequence[EventId], reader: UserId, *, up_to: OrderKey | None = None
+) -> dict[EventId, Bundle]:
+    """What is to be bundled with those of the events that have anything: one query, at most three.
+
+    Args:
+        up_to: the last point that the reader may see; None if there is no such limit.
+    """
+    if not event_ids:
+        return {}
+    bundles: dict[EventId, Bundle] = {}
+    top = up_to or _TOP
+    edited: list[EventId] = []
+    threads: list[EventId] = []
+    for target, rel_type, references in await tx.fetch(_HAVE_RELATIONS, room_id, list(event_ids), *top):
+        bundle = bundles.setdefault(target, Bundle())
+        if rel_type == "m.reference":
+            bundle.references = list(references[:MAX_BUNDLED_REFERENCES])
+        else:
+            (edited if rel_type == "m.replace" else threads).append(target)
+    if threads:
+        for row in await tx.fetch(_THREADS, room_id, threads, *top, reader):
+            bundle = bundles[row[0]]
+            bundle.thread_count, bundle.participated = row[1], row[2]
+            bundle.thread_latest = EventRow(*row[3:])
+            edited.append(bundle.thread_latest.event_id)
+    if edited:
+        for row in await tx.fetch(_EDITS, room_id, edited, *top):
+            edit = EventRow(*row)
+            assert edit.relates_to is not None
+            bundles.setdefault(edit.relates_to, Bundle()).edit = edit
+    return bundles
+
+
+async def list_children(
+    tx: Transaction,
+    room_id: RoomId,
+    event_id: EventId,
+    *,
+    after: OrderKey | None,
+    up_to: OrderKey | None,
+    backwards: bool,
+    limit: int,
+    rel_type: str | None = None,
+    event_type: str | None = None,
+) -> list[EventRow]:
+    """A page of the events that relate to `event_id`, with after < key <= up_to; redacted ones relate no more."""
+    rows = await tx.fetch(
+        _CHILDREN_PAGES[backwards],
+        room_id,
+        event_id,
+        *(after or _BOTTOM),
+        *(up_to or _TOP),
+        rel_type,
+        event_type,
+        limit,
+    )
+    return [EventRow(*row) for row in rows]
+
+
+async def has_annotation(
+    tx: Transaction, room_id: RoomId, target: EventId, event_type: str, sender: UserId, key: str
+) -> bool:
+    """Whether the user has already annotated the event with this key."""
+    sent: bool = await tx.fetchval(_ANNOTATION_SENT, room_id, target, event_type, sender, key)
+    return sent

@@ -1,0 +1,57 @@
+"""What a request must know of a room before anything else: its version, and what the reader is to it."""
+
+from typing import NamedTuple
+
+from matrixcore.identifiers import EventId, RoomId, UserId
+from tessera.records import OrderKey
+from tessera.storage.database import Transaction
+
+
+class RoomRow(NamedTuple):
+    """A room that has been created here or joined."""
+
+    room_id: RoomId
+    partition: int
+    room_version: str
+    creator: UserId
+    create_event_id: EventId
+    joined_count: int
+    invited_count: int
+    last_position: int
+
+
+class RoomForReader(NamedTuple):
+    """A room with the current membership of one user, None where there is none."""
+
+    room: RoomRow
+    membership: str | None
+    member_event_id: EventId | None
+    member_order: OrderKey | None
+
+
+_FOR_READER = """
+SELECT r.room_id, r.partition, r.room_version, r.creator, r.create_event_id, r.joined_count, r.invited_count,
+       r.last_position, m.membership, m.event_id, m.anchor, m.sub
+FROM rooms.rooms r
+LEFT JOIN rooms.current_state m ON m.room_id = r.room_id AND m.type = 'm.room.member' AND m.state_key = $2
+WHERE r.room_id = $1
+"""
+
+_MEMBERSHIPS = """
+SELECT room_id, membership FROM rooms.current_state
+WHERE room_id = ANY($1::text[]) AND type = 'm.room.member' AND state_key = $2
+"""
+
+
+async def find_for_reader(tx: Transaction, room_id: RoomId, user_id: UserId) -> RoomForReader | None:
+    """The room and what the user is in it; None if the room is not known here."""
+    row = await tx.fetchrow(_FOR_READER, room_id, user_id)
+    if row is None:
+        return None
+    order = None if row[10] is None else OrderKey(row[10], row[11])
+    return RoomForReader(RoomRow(*row[:8]), row[8], row[9], order)
+
+
+async def list_memberships_of(tx: Transaction, room_ids: list[RoomId], user_id: UserId) -> dict[RoomId, str]:
+    """The user's current memberships in those of the rooms that lie in this shard and know the user."""
+    return {RoomId(row[0]): row[1] for row in await tx.fetch(_MEMBERSHIPS, room_ids, user_id)}
