@@ -96,8 +96,8 @@ async def user_exists(tx: Transaction, user_id: UserId) -> bool:
     return exists
 
 
-async def list_active(tx: Transaction, user_ids: list[UserId]) -> set[UserId]:
-    """Those of these users that have an account that is not deactivated."""
+async def list_existing(tx: Transaction, user_ids: list[UserId]) -> set[UserId]:
+    """Those of these users that have an account; deactivated ones are as good as gone."""
     return {UserId(row[0]) for row in await tx.fetch(_LIST_EXISTING, user_ids)}
 
 

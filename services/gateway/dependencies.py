@@ -1,0 +1,90 @@
+"""What the gateway's handlers work with: built once in main.py, reached through the application's state."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import Request
+
+from matrixcore.identifiers import ServerName
+from services.gateway.login_attempts import LoginAttempts
+from services.gateway.passwords import Passwords
+from services.gateway.profile_propagation import ProfilePropagator
+from services.gateway.sessions import TokenLifetimes
+from services.gateway.uia import UserInteractiveAuth
+from tessera.clock import Clock
+from tessera.config import Settings
+from tessera.fanout import Fanout
+from tessera.http.limits import RateLimits
+from tessera.ids import IdSource
+from tessera.last_seen import LastSeenRecorder
+from tessera.room_commands import RoomCommands
+from tessera.storage.database import Database
+from tessera.storage.shards import RoomShards
+from tessera.token_authenticator import TokenAuthenticator
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayDeps:
+    """Everything that outlives a request.
+
+    Attributes:
+        accounts: the account store.
+        shards: the room databases.
+        commands: the way to the room writers.
+        authenticator: forget a session there when it ends in this process.
+        propagate_profile: called after a name or avatar changed, to bring it into the user's rooms.
+    """
+
+    settings: Settings
+    server_name: ServerName
+    clock: Clock
+    ids: IdSource
+    accounts: Database
+    shards: RoomShards
+    fanout: Fanout
+    commands: RoomCommands
+    limits: RateLimits
+    authenticator: TokenAuthenticator
+    last_seen: LastSeenRecorder
+    lifetimes: TokenLifetimes
+    passwords: Passwords
+    attempts: LoginAttempts
+    uia: UserInteractiveAuth
+    propagate_profile: ProfilePropagator
+
+
+def gateway_of(request: Request) -> GatewayDeps:
+    """The dependencies of the application that serves the request, for plain routes and FastAPI alike."""
+    gateway: GatewayDeps = request.app.state.gateway
+    return gateway
+
+
+GatewayDep = Annotated[GatewayDeps, Depends(gateway_of)]
+
+
+def _accounts_of(request: Request) -> Database:
+    return gateway_of(request).accounts
+
+
+def _clock_of(request: Request) -> Clock:
+    return gateway_of(request).clock
+
+
+def _fanout_of(request: Request) -> Fanout:
+    return gateway_of(request).fanout
+
+
+def _uia_of(request: Request) -> UserInteractiveAuth:
+    return gateway_of(request).uia
+
+
+def _settings_of(request: Request) -> Settings:
+    return gateway_of(request).settings
+
+
+AccountsDep = Annotated[Database, Depends(_accounts_of)]
+ClockDep = Annotated[Clock, Depends(_clock_of)]
+FanoutDep = Annotated[Fanout, Depends(_fanout_of)]
+UiaDep = Annotated[UserInteractiveAuth, Depends(_uia_of)]
+SettingsDep = Annotated[Settings, Depends(_settings_of)]

@@ -1,0 +1,191 @@
+"""User-interactive authentication, one piece for every operation that asks for it.
+
+Sessions are rows, so that any gateway may take the next request. A session is bound to its operation and
+to the identity of what is asked (whose device, which account): it authorises nothing else.
+
+Spec: C-S API §User-Interactive Authentication API.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import orjson
+
+from matrixcore.identifiers import ServerName, UserId
+from services.gateway.login_attempts import LoginAttempts
+from services.gateway.passwords import Passwords
+from services.gateway.user_identifiers import login_user_id
+from tessera.clock import Clock
+from tessera.http.errors import BadJson, MatrixError
+from tessera.ids import IdSource
+from tessera.storage import uia_sessions, users
+from tessera.storage.database import Database
+
+DUMMY = "m.login.dummy"
+PASSWORD = "m.login.password"  # noqa: S105  the name of a stage
+SESSION_LIFETIME_MS = 15 * 60 * 1000
+
+Flows = Sequence[Sequence[str]]
+
+DUMMY_FLOWS: Flows = ((DUMMY,),)
+PASSWORD_FLOWS: Flows = ((PASSWORD,),)
+
+
+class UserInteractionRequired(MatrixError):
+    """401 with the flows, the session and the stages done; errcode and error only after a failed stage."""
+
+    def __init__(
+        self, session_id: str, flows: Flows, completed: Sequence[str], errcode: str | None, error: str | None
+    ) -> None:
+        self.session_id = session_id
+        super().__init__(error or "Further authentication is required", status=401, errcode=errcode or "M_UNAUTHORIZED")
+        self.body: dict[str, object] = {
+            "flows": [{"stages": list(flow)} for flow in flows],
+            "params": {},
+            "session": session_id,
+        }
+        if completed:
+            self.body["completed"] = list(completed)
+        if errcode is not None:
+            self.body |= {"errcode": errcode, "error": error}
+
+
+@dataclass(frozen=True, slots=True)
+class UiaRequest:
+    """What is to be authorised.
+
+    Attributes:
+        operation: the operationId.
+        identity: whose and which (user, device, new name); another identity needs another session.
+        flows: any of them, with its stages in order, is enough.
+        user_id: whose password the stage m.login.password takes.
+    """
+
+    operation: str
+    identity: tuple[str, ...]
+    flows: Flows
+    user_id: UserId | None = None
+
+    @property
+    def digest(self) -> bytes:
+        """The identity as sessions keep it."""
+        return sha256(orjson.dumps(self.identity)).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class UserInteractiveAuth:
+    """Asks users to prove who they are; built once for a service."""
+
+    accounts: Database
+    clock: Clock
+    ids: IdSource
+    passwords: Passwords
+    attempts: LoginAttempts
+    server_name: ServerName
+
+    async def require(self, request: UiaRequest, auth: object) -> None:
+        """Return once all stages of a flow are done; the session is then used up.
+
+        Args:
+            auth: the request's `auth`, None if it had none.
+
+        Raises:
+            UserInteractionRequired: what is still to be done, in a new session if the given one is unknown, has
+                expired or was begun for something else.
+            BadJson: `auth` makes no sense.
+            LimitExceeded: too many wrong passwords.
+        """
+        if auth is None:
+            raise await self._challenge(request, None, ())
+        if not isinstance(auth, Mapping):
+            raise BadJson("auth must be an object")
+        session_id, completed = await self._find_session(request, auth.get("session"))
+        stage = auth.get("type")
+        if stage is not None and stage not in completed:
+            if not isinstance(stage, str) or stage not in _next_stages(request.flows, completed):
+                raise await self._challenge(request, session_id, completed, "M_UNRECOGNIZED", "No such stage is due")
+            if not await self._passes(request, stage, auth):
+                raise await self._challenge(request, session_id, completed, "M_FORBIDDEN", "Invalid password")
+            completed = (*completed, stage)
+            if session_id is not None and not _is_done(request.flows, completed):
+                async with self.accounts.transaction() as tx:
+                    completed = await uia_sessions.complete_stage(tx, session_id, stage)
+        if not _is_done(request.flows, completed):
+            raise await self._challenge(request, session_id, completed)
+        if session_id is not None:
+            async with self.accounts.transaction() as tx:
+                await uia_sessions.delete_session(tx, session_id)
+
+    async def _find_session(self, request: UiaRequest, session_id: object) -> tuple[str | None, tuple[str, ...]]:
+        """The session's ID and stages done, or nothing if it is not there for this request."""
+        if session_id is None:
+            return None, ()
+        if not isinstance(session_id, str):
+            raise BadJson("auth.session must be a string")
+        async with self.accounts.reading() as tx:
+            session = await uia_sessions.find_session(tx, session_id, now_ms=self.clock.now_ms())
+        if session is None or session.operation != request.operation or session.identity != request.digest:
+            return None, ()
+        return session_id, session.completed
+
+    async def _challenge(
+        self,
+        request: UiaRequest,
+        session_id: str | None,
+        completed: Sequence[str],
+        errcode: str | None = None,
+        error: str | None = None,
+    ) -> UserInteractionRequired:
+        """The 401 to raise; begins a session if there is none."""
+        if session_id is None:
+            session_id = self.ids.session_id()
+            now_ms = self.clock.now_ms()
+            async with self.accounts.transaction() as tx:
+                await uia_sessions.add_session(
+                    tx,
+                    session_id,
+                    request.operation,
+                    request.digest,
+                    expires_ts=now_ms + SESSION_LIFETIME_MS,
+                    now_ms=now_ms,
+                )
+                for stage in completed:
+                    await uia_sessions.complete_stage(tx, session_id, stage)
+        return UserInteractionRequired(session_id, request.flows, completed, errcode, error)
+
+    async def _passes(self, request: UiaRequest, stage: str, auth: Mapping[str, object]) -> bool:
+        if stage == DUMMY:
+            return True
+        assert stage == PASSWORD, "flows name only stages that are built"
+        assert request.user_id is not None, "a password stage needs a user"
+        password = auth.get("password")
+        if not isinstance(password, str):
+            raise BadJson("auth.password must be a string")
+        # Clients may leave the identifier out, since the access token says who they are.
+        named = request.user_id if not _names_user(auth) else login_user_id(auth, self.server_name)
+        self.attempts.check(request.user_id)
+        async with self.accounts.reading() as tx:
+            user = await users.find_user(tx, request.user_id)
+        right = await self.passwords.verify(password, None if user is None else user.password_hash)
+        if not right or named != request.user_id:
+            self.attempts.note_failure(request.user_id)
+            return False
+        return True
+
+
+def _names_user(auth: Mapping[str, object]) -> bool:
+    return "identifier" in auth or "user" in auth
+
+
+def _next_stages(flows: Flows, completed: Sequence[str]) -> set[str]:
+    """The stages that may be done now: flows are done in order."""
+    due: set[str] = set()
+    for flow in flows:
+        left = [stage for stage in flow if stage not in completed]
+        due.update(left[:1])
+    return due
+
+
+def _is_done(flows: Flows, completed: Sequence[str]) -> bool:
+    return any(all(stage in completed for stage in flow) for flow in flows)
