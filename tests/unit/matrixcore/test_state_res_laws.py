@@ -5,6 +5,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive_state_res import NaiveResolution
 from room_history import ALICE, BOB, CHARLIE, DAN, RoomHistory, State
 
 from matrixcore.auth_events import CREATE
@@ -102,6 +103,22 @@ def test_what_all_agree_on_stays_and_nothing_is_made_up(fork):
     assert resolved[CREATE] == "$create"
     for key, event_id in resolved.items():
         assert room.events[event_id].state_tuple == key
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.builds(_branches, st.sampled_from(["2", "11", "12"]), st.lists(_steps, min_size=4, max_size=24)),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 200)), max_size=4),
+)
+def test_the_result_is_that_of_the_specification_word_by_word(fork, stale):
+    room, branches = fork
+    # As after a wrong answer to /state, some branches claim older or foreign state.
+    events = list(room.events.values())
+    for branch, choice in stale:
+        event = events[choice % len(events)]
+        branches[branch] = {**branches[branch], event.state_tuple: event.event_id}
+    naive = NaiveResolution(room.rules, branches, room.events).resolve()
+    assert resolve_state(room.rules, branches, room.events) == naive
 
 
 def large_fork(version: str, members: int) -> tuple[RoomHistory, list[State]]:
