@@ -1,0 +1,227 @@
+"""Connections to PostgreSQL: the one place, with the modules around it, that knows asyncpg.
+
+A storage function takes a `Transaction` first and never opens or ends one; the work functions
+do, with `Database.transaction()` (read and write), `Database.reading()` (single statements, each on its
+own) or `Database.snapshot()` (one REPEATABLE READ view for several statements).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import asyncpg
+import structlog
+
+log = structlog.get_logger(__name__)
+
+QUERY_TIMEOUT_SECONDS = 30.0
+ACQUIRE_TIMEOUT_SECONDS = 5.0
+MAX_WAITING = 500  # callers that wait for a connection of one pool
+
+
+class DatabaseUnavailable(Exception):
+    """The database did not give a connection in time, or cannot be reached; answer 503."""
+
+
+class Row(Protocol):
+    """One row: by column name or by number."""
+
+    def __getitem__(self, key: Any) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+
+class Transaction(Protocol):
+    """Statements on one connection. Rows are records that answer to names and numbers."""
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        """Run a statement; its command tag ("UPDATE 3")."""
+
+    async def fetch(self, query: str, *args: Any, timeout: float | None = None) -> list[Any]:
+        """All rows of a query."""
+
+    async def fetchrow(self, query: str, *args: Any, timeout: float | None = None) -> Any:
+        """The first row, or None."""
+
+    async def fetchval(self, query: str, *args: Any, column: int = 0, timeout: float | None = None) -> Any:
+        """One column of the first row, or None."""
+
+    async def executemany(self, command: str, args: Any, *, timeout: float | None = None) -> None:
+        """Run a statement for each tuple, in one round trip."""
+
+
+@dataclass(slots=True)
+class StatementCount:
+    """What ran while it was counted."""
+
+    statements: int = 0
+    transactions: int = 0  # explicit ones; a single statement outside commits on its own
+
+
+class _CountedConnection:
+    """A connection whose statements are counted for the tests that assert how many there are."""
+
+    __slots__ = ("_connection", "_count")
+
+    def __init__(self, connection: Any, count: StatementCount) -> None:
+        self._connection = connection
+        self._count = count
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        self._count.statements += 1
+        tag: str = await self._connection.execute(query, *args, timeout=timeout)
+        return tag
+
+    async def fetch(self, query: str, *args: Any, timeout: float | None = None) -> list[Any]:
+        self._count.statements += 1
+        rows: list[Any] = await self._connection.fetch(query, *args, timeout=timeout)
+        return rows
+
+    async def fetchrow(self, query: str, *args: Any, timeout: float | None = None) -> Any:
+        self._count.statements += 1
+        return await self._connection.fetchrow(query, *args, timeout=timeout)
+
+    async def fetchval(self, query: str, *args: Any, column: int = 0, timeout: float | None = None) -> Any:
+        self._count.statements += 1
+        return await self._connection.fetchval(query, *args, column=column, timeout=timeout)
+
+    async def executemany(self, command: str, args: Any, *, timeout: float | None = None) -> None:
+        self._count.statements += 1
+        await self._connection.executemany(command, args, timeout=timeout)
+
+
+async def _keep_session(_connection: Any) -> None:
+    """Nothing here changes a session, so the pool's RESET ALL at each release would be a round trip for nothing."""
+
+
+class Database:
+    """A bounded pool of connections to one database."""
+
+    def __init__(self, pool: asyncpg.Pool, *, max_waiting: int = MAX_WAITING) -> None:
+        self._pool = pool
+        self._waiting = 0
+        self._max_waiting = max_waiting
+        self._counts: list[StatementCount] = []
+
+    @classmethod
+    async def connect(
+        cls,
+        dsn: str,
+        *,
+        min_size: int = 1,
+        max_size: int = 10,
+        pgbouncer: bool = False,
+        application_name: str = "tessera",
+    ) -> "Database":
+        """Open a pool.
+
+        Args:
+            pgbouncer: behind a transaction pooler, where prepared statements have no home.
+
+        Raises:
+            DatabaseUnavailable: it cannot be reached or refuses us.
+        """
+        try:
+            pool = await asyncpg.create_pool(
+                dsn,
+                min_size=min_size,
+                max_size=max_size,
+                timeout=ACQUIRE_TIMEOUT_SECONDS,
+                command_timeout=QUERY_TIMEOUT_SECONDS,
+                statement_cache_size=0 if pgbouncer else 500,
+                reset=_keep_session,
+                max_inactive_connection_lifetime=0 if not pgbouncer else 300,
+                server_settings={"application_name": application_name, "jit": "off"},
+            )
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            raise DatabaseUnavailable(str(error) or type(error).__name__) from error
+        return cls(pool)
+
+    async def close(self) -> None:
+        """Close the pool; statements still running after five seconds are cut off."""
+        try:
+            async with asyncio.timeout(5):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Transaction]:
+        """A connection without a transaction: each statement stands alone. For reads and single writes."""
+        async with self._connection() as connection:
+            yield self._counted(connection)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """A READ COMMITTED transaction: committed at the end, rolled back if the block raises."""
+        async with self._connection() as connection, connection.transaction():
+            for count in self._counts:
+                count.transactions += 1
+            yield self._counted(connection)
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Transaction]:
+        """A REPEATABLE READ, read-only transaction: all statements see one moment."""
+        async with (
+            self._connection() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            yield self._counted(connection)
+
+    async def fetch(self, query: str, *args: Any) -> list[Any]:
+        """All rows of a single statement."""
+        async with self.reading() as tx:
+            return await tx.fetch(query, *args)
+
+    async def fetchrow(self, query: str, *args: Any) -> Any:
+        """The first row of a single statement, or None."""
+        async with self.reading() as tx:
+            return await tx.fetchrow(query, *args)
+
+    async def fetchval(self, query: str, *args: Any) -> Any:
+        """The first column of the first row of a single statement, or None."""
+        async with self.reading() as tx:
+            return await tx.fetchval(query, *args)
+
+    async def execute(self, query: str, *args: Any) -> str:
+        """Run a single statement; its command tag."""
+        async with self.reading() as tx:
+            return await tx.execute(query, *args)
+
+    @asynccontextmanager
+    async def counting(self) -> AsyncIterator[StatementCount]:
+        """Count the statements that run on this pool meanwhile; for tests."""
+        count = StatementCount()
+        self._counts.append(count)
+        try:
+            yield count
+        finally:
+            self._counts.remove(count)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        if self._waiting >= self._max_waiting:
+            raise DatabaseUnavailable("too many are waiting for a connection")
+        self._waiting += 1
+        try:
+            connection = await self._pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS)
+        except (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError) as error:
+            raise DatabaseUnavailable(str(error) or "no connection in time") from error
+        except asyncpg.InterfaceError as error:
+            raise DatabaseUnavailable(str(error)) from error
+        finally:
+            self._waiting -= 1
+        try:
+            yield connection
+        except (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, ConnectionError) as error:
+            raise DatabaseUnavailable(str(error) or "the connection was lost") from error
+        finally:
+            await self._pool.release(connection)
+
+    def _counted(self, connection: Any) -> Transaction:
+        for count in self._counts:
+            connection = _CountedConnection(connection, count)
+        counted: Transaction = connection
+        return counted
