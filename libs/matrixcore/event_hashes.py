@@ -58,6 +58,11 @@ def reference_hash(fields: Mapping[str, Any], rules: RoomVersionRules) -> bytes:
     return hashlib.sha256(essential_bytes(fields, rules)).digest()
 
 
+def reference_hash_base64(fields: Mapping[str, Any], rules: RoomVersionRules) -> str:
+    """The reference hash as events of versions 1 and 2 cite it beside an event ID."""
+    return encode_base64(reference_hash(fields, rules))
+
+
 def event_id_of_hash(digest: bytes, rules: RoomVersionRules) -> EventId:
     """The event ID of a reference hash, in room versions that make it so (3 on)."""
     if rules.event_id_format is EventIdFormat.HASH_URLSAFE:

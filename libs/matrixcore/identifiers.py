@@ -90,7 +90,7 @@ def _check_with_domain(text: object, sigil: str, what: str) -> str:
     return text
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=16_384)
 def _parse_user_id(text: str) -> UserId:
     return UserId(_check_with_domain(text, "@", "a user ID"))
 
