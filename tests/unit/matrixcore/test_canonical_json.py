@@ -115,6 +115,7 @@ def test_not_json(body: bytes) -> None:
         b'{"a":1,"\\u0061":"::"}',
         b'{"a":"\\u003a","b":1,"b":2}',
         b'{"a:":1,"a\\u003A":2}',
+        b'{"a":"\\u003c","a":":"}',
     ],
 )
 def test_bad_json(body: bytes) -> None:
