@@ -61,7 +61,9 @@ WHERE signer_user_id = $1 AND signer_key_id = ANY($2::text[])
 RETURNING target_user_id, target_key_id
 """
 
-DELETE_SIGNATURES_ON = "DELETE FROM accounts.key_signatures WHERE target_user_id = $1 AND target_key_id = ANY($2::text[])"
+DELETE_SIGNATURES_ON = (
+    "DELETE FROM accounts.key_signatures WHERE target_user_id = $1 AND target_key_id = ANY($2::text[])"
+)
 
 
 @dataclass(frozen=True, slots=True)

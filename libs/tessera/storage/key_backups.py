@@ -178,7 +178,9 @@ def _scope(room_id: str | None, session_id: str | None) -> tuple[str, tuple[str,
     return OF_SESSION, (room_id, session_id)
 
 
-async def _move_counters(tx: Transaction, user_id: UserId, version: int, *, changed: bool, added: int) -> BackupCounters:
+async def _move_counters(
+    tx: Transaction, user_id: UserId, version: int, *, changed: bool, added: int
+) -> BackupCounters:
     row = await tx.fetchrow(MOVE_COUNTERS, user_id, version, int(changed), added)
     assert row is not None
     return BackupCounters(*row)

@@ -11,7 +11,7 @@ from tessera.storage.database import Transaction
 
 # Uploads of one device are serialised by device_keys.lock_device, so what CLASHES sees cannot change before ADD.
 CLASHES = """
-SELECT stored.algorithm || ':' || stored.key_id
+SELECT stored.algorithm || ':' || stored.key_id, stored.content, given.content
 FROM unnest($3::text[], $4::text[], $5::bytea[]) AS given (algorithm, key_id, content)
 JOIN accounts.one_time_keys stored
     ON stored.user_id = $1 AND stored.device_id = $2
@@ -70,7 +70,8 @@ CLAIM_FALLBACK = """
 WITH asked AS (
     SELECT DISTINCT * FROM unnest($1::text[], $2::text[], $3::text[]) AS asked (user_id, device_id, algorithm)
 ), fresh AS MATERIALIZED (
-    SELECT f.user_id, f.device_id, f.algorithm FROM accounts.fallback_keys f JOIN asked USING (user_id, device_id, algorithm)
+    SELECT f.user_id, f.device_id, f.algorithm
+    FROM accounts.fallback_keys f JOIN asked USING (user_id, device_id, algorithm)
     WHERE NOT f.used ORDER BY f.user_id, f.device_id, f.algorithm FOR UPDATE OF f
 ), marked AS (
     UPDATE accounts.fallback_keys f SET used = true FROM fresh
@@ -83,7 +84,7 @@ FROM accounts.fallback_keys f JOIN asked USING (user_id, device_id, algorithm)
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """A key to store; `content` is JSON (a string or a signed object) with sorted keys, so that equal keys are equal bytes."""
+    """A key to store; `content` is canonical JSON (a string or a signed object): equal keys are equal bytes."""
 
     algorithm: str
     key_id: str
@@ -102,13 +103,22 @@ class ClaimedKey:
     changes_sync: bool
 
 
+@dataclass(frozen=True, slots=True)
+class KeyClash:
+    """A name (`algorithm:key_id`) for which two different keys were uploaded."""
+
+    name: str
+    stored: bytes
+    given: bytes
+
+
 ClaimTarget = tuple[UserId, str, str]  # (user, device, algorithm)
 
 
-async def list_clashes(tx: Transaction, user_id: UserId, device_id: str, keys: Sequence[PublicKey]) -> list[str]:
-    """Names (`algorithm:key_id`) of given keys under whose name another key is stored."""
+async def list_clashes(tx: Transaction, user_id: UserId, device_id: str, keys: Sequence[PublicKey]) -> list[KeyClash]:
+    """The given keys under whose name another key is stored."""
     rows = await tx.fetch(CLASHES, user_id, device_id, *_columns(keys))
-    return [row[0] for row in rows]
+    return [KeyClash(*row) for row in rows]
 
 
 async def add_keys(tx: Transaction, user_id: UserId, device_id: str, keys: Sequence[PublicKey]) -> None:

@@ -21,15 +21,18 @@ INBOX_LIMIT = 10_000
 TRIM_TURN = 32
 SCATTER = 2_654_435_761
 
+# A client may repeat a request for so long; each new one sweeps a few of those that are older.
+TRANSACTION_LIFETIME_MS = 7 * 24 * 3600 * 1000
+
 CLAIM_TRANSACTION = """
+WITH swept AS (
+    DELETE FROM accounts.to_device_transactions WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM accounts.to_device_transactions
+        WHERE created_ts < $6 ORDER BY created_ts LIMIT 4 FOR UPDATE SKIP LOCKED
+    ))
+)
 INSERT INTO accounts.to_device_transactions (user_id, device_id, event_type, txn_id, created_ts)
 VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING RETURNING true
-"""
-
-PRUNE_TRANSACTIONS = """
-DELETE FROM accounts.to_device_transactions WHERE ctid = ANY(ARRAY(
-    SELECT ctid FROM accounts.to_device_transactions WHERE created_ts < $1 ORDER BY created_ts LIMIT $2
-))
 """
 
 DEVICES_OF_USERS = "SELECT user_id, device_id FROM accounts.devices WHERE user_id = ANY($1::text[])"
@@ -93,13 +96,9 @@ async def claim_transaction(
 
     The scope is the device and the path (event type and transaction ID). Spec: C-S API §Transaction identifiers.
     """
-    first = await tx.fetchval(CLAIM_TRANSACTION, user_id, device_id, event_type, txn_id, now_ms)
+    expired = now_ms - TRANSACTION_LIFETIME_MS
+    first = await tx.fetchval(CLAIM_TRANSACTION, user_id, device_id, event_type, txn_id, now_ms, expired)
     return first is not None
-
-
-async def prune_transactions(tx: Transaction, before_ms: int, limit: int = 1000) -> None:
-    """Forget transaction IDs that were used before a time, at most `limit` of them; for a periodic sweep."""
-    await tx.execute(PRUNE_TRANSACTIONS, before_ms, limit)
 
 
 async def list_devices_of(tx: Transaction, user_ids: Sequence[UserId]) -> list[tuple[UserId, str]]:

@@ -1,6 +1,6 @@
 """End-to-end encryption: device keys, one-time keys, cross-signing, the device stream, to-device, key backup.
 
-JSON is kept as bytea, exactly as it was serialised, and spliced into answers as it is; the server never queries inside it.
+JSON is kept as bytea, exactly as it was serialised, and spliced into answers as it is.
 """
 
 from alembic import op

@@ -18,7 +18,7 @@ CREATE TABLE accounts.media (
     content_type text,
     filename text,
     size_bytes bigint,
-    sha256 bytea,
+    object_key text,                 -- names the bytes in the object store; random, so uploads never meet
     authenticated boolean NOT NULL,  -- served on the authenticated paths only
     PRIMARY KEY (origin, media_id)
 );
