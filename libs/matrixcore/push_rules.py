@@ -14,10 +14,11 @@ from typing import Any, Final
 
 from matrixcore.identifiers import UserId
 
-MAX_RULES_PER_KIND: Final = 5_000
+MAX_ROOM_OR_SENDER_RULES: Final = 5_000  # of each; looked up by ID, so their number costs nothing per event
+MAX_PATTERN_RULES: Final = 500  # of each other kind; these are tried one after the other
 MAX_CONDITIONS: Final = 50
 MAX_ACTIONS: Final = 20
-MAX_PATTERN_LENGTH: Final = 1_024  # characters
+MAX_PATTERN_LENGTH: Final = 256  # characters
 MAX_RULE_ID_LENGTH: Final = 512  # characters
 
 MEMBER_COUNT_PATTERN: Final = re.compile(r"(==|<=|>=|<|>)?([0-9]{1,15})")
@@ -256,8 +257,9 @@ def put_rule(
         _parse_pattern(body) if kind is RuleKind.CONTENT else None,
         enabled=old.enabled if old is not None else True,
     )
-    if old is None and len(own) >= MAX_RULES_PER_KIND:
-        raise InvalidPushRule("kind", f"more than {MAX_RULES_PER_KIND} rules of this kind")
+    limit = MAX_ROOM_OR_SENDER_RULES if kind in (RuleKind.ROOM, RuleKind.SENDER) else MAX_PATTERN_RULES
+    if old is None and len(own) >= limit:
+        raise InvalidPushRule("kind", f"more than {limit} rules of this kind")
     if old is not None and before is None and after is None:
         return _with_own(rules, kind, [rule if other is old else other for other in own])
     others = [other for other in own if other is not old]
