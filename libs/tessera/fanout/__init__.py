@@ -1,8 +1,8 @@
 """Wake-ups between services: hints over Redis in a cluster, callbacks in one process."""
 
 from tessera.fanout.local import LocalFanout
-from tessera.fanout.messages import DeviceWake, PresenceChange, TypingChange, UserWake
 from tessera.fanout.protocol import Fanout, Subscriber, Subscription
+from tessera.wakes import DeviceWake, PresenceChange, TypingChange, UserWake
 
 __all__ = [
     "DeviceWake",

@@ -7,9 +7,9 @@ import structlog
 
 from matrixcore.identifiers import UserId
 from tessera.commands import Outcome
-from tessera.fanout.messages import DeviceWake, PresenceChange, TypingChange, UserWake
 from tessera.fanout.protocol import Subscriber
 from tessera.records import PartitionBatch
+from tessera.wakes import DeviceWake, PresenceChange, TypingChange, UserWake
 
 log = structlog.get_logger(__name__)
 

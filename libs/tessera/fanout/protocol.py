@@ -11,8 +11,8 @@ from typing import Protocol
 
 from matrixcore.identifiers import UserId
 from tessera.commands import Outcome
-from tessera.fanout.messages import DeviceWake, PresenceChange, TypingChange, UserWake
 from tessera.records import PartitionBatch
+from tessera.wakes import DeviceWake, PresenceChange, TypingChange, UserWake
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from matrixcore.identifiers import UserId
-from tessera.fanout.messages import UserWake
 from tessera.storage.database import Transaction
+from tessera.wakes import UserWake
 
 
 class UserLogKind(IntEnum):

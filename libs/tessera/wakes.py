@@ -1,4 +1,4 @@
-"""What travels over the fan-out beside partition batches: wake-ups, all of them hints (DESIGN section 2.6)."""
+"""What the fan-out carries beside partition batches: wake-ups, all of them hints (DESIGN section 2.6)."""
 
 from dataclasses import dataclass
 
