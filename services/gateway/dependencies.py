@@ -7,9 +7,13 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from matrixcore.identifiers import ServerName
+from matrixcore.signing import SigningKey
 from services.gateway.login_attempts import LoginAttempts
 from services.gateway.passwords import Passwords
 from services.gateway.profile_propagation import ProfilePropagator
+from services.gateway.receipt_batches import ReceiptBatches
+from services.gateway.room_changes import RoomChanges
+from services.gateway.room_creation import RoomMaker
 from services.gateway.sessions import TokenLifetimes
 from services.gateway.uia import UserInteractiveAuth
 from tessera.clock import Clock
@@ -34,6 +38,8 @@ class GatewayDeps:
         commands: the way to the room writers.
         authenticator: forget a session there when it ends in this process.
         propagate_profile: called after a name or avatar changed, to bring it into the user's rooms.
+        signing_key: of create events, which the gateway signs.
+        receipts: its `run` belongs to the process's TaskGroup.
     """
 
     settings: Settings
@@ -52,6 +58,18 @@ class GatewayDeps:
     attempts: LoginAttempts
     uia: UserInteractiveAuth
     propagate_profile: ProfilePropagator
+    signing_key: SigningKey
+    receipts: ReceiptBatches
+
+    @property
+    def rooms(self) -> RoomChanges:
+        """The way to change rooms."""
+        return RoomChanges(self.commands, self.shards, self.accounts, self.fanout, self.clock, self.ids)
+
+    @property
+    def room_maker(self) -> RoomMaker:
+        """The way to make rooms."""
+        return RoomMaker(self.rooms, self.server_name, self.signing_key)
 
 
 def gateway_of(request: Request) -> GatewayDeps:
