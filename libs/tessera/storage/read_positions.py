@@ -75,9 +75,7 @@ def _log_entry(position: ReadPosition) -> LogEntry:
     body: dict[str, object] = {"event_id": position.event_id, "ts": position.ts}
     if position.thread_id:
         body["thread_id"] = position.thread_id
-    return LogEntry(
-        position.user_id, UserLogKind.RECEIPT, position.room_id, position.receipt_type, orjson.dumps(body)
-    )
+    return LogEntry(position.user_id, UserLogKind.RECEIPT, position.room_id, position.receipt_type, orjson.dumps(body))
 
 
 async def list_of_rooms(tx: Transaction, user_id: UserId, room_ids: Sequence[RoomId]) -> list[ReadPosition]:

@@ -45,6 +45,8 @@ _LOCK = "SELECT 1 FROM accounts.users WHERE user_id = $1 FOR UPDATE"
 
 _SET_PASSWORD = "UPDATE accounts.users SET password_hash = $2 WHERE user_id = $1"  # noqa: S105  a query
 
+_REPLACE_PASSWORD = "UPDATE accounts.users SET password_hash = $3 WHERE user_id = $1 AND password_hash = $2"  # noqa: S105
+
 _SET_ADMIN = "UPDATE accounts.users SET is_admin = $2 WHERE user_id = $1"
 
 _DEACTIVATE = """
@@ -109,6 +111,11 @@ async def lock_user(tx: Transaction, user_id: UserId) -> None:
 async def set_password_hash(tx: Transaction, user_id: UserId, password_hash: str) -> None:
     """Replace the password."""
     await tx.execute(_SET_PASSWORD, user_id, password_hash)
+
+
+async def replace_password_hash(tx: Transaction, user_id: UserId, old: str, new: str) -> None:
+    """Store the same password's hash of a better make, unless the password was changed meanwhile."""
+    await tx.execute(_REPLACE_PASSWORD, user_id, old, new)
 
 
 async def set_admin(tx: Transaction, user_id: UserId, is_admin: bool) -> None:

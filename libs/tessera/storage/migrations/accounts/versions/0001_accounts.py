@@ -140,7 +140,12 @@ USER_LOG = (
     )
     """,
     # One dense stream of "the device list of this user changed"; device_id '' stands for the cross-signing keys.
-    "CREATE TABLE accounts.device_changes_head (one boolean PRIMARY KEY DEFAULT true CHECK (one), head bigint NOT NULL)",
+    """
+    CREATE TABLE accounts.device_changes_head (
+        one boolean PRIMARY KEY DEFAULT true CHECK (one),
+        head bigint NOT NULL
+    )
+    """,
     "INSERT INTO accounts.device_changes_head (head) VALUES (0)",
     """
     CREATE TABLE accounts.device_changes (
@@ -245,7 +250,10 @@ DIRECTORY = (
     )
     """,
     "CREATE INDEX room_directory_published ON accounts.room_directory (joined_members DESC, room_id) WHERE published",
-    "CREATE INDEX room_directory_open ON accounts.room_directory (room_id) WHERE join_rule = 'public' OR world_readable",
+    """
+    CREATE INDEX room_directory_open ON accounts.room_directory (room_id)
+    WHERE join_rule = 'public' OR world_readable
+    """,
 )
 
 

@@ -1,0 +1,58 @@
+"""Access tokens of the account store, for every service that asks who makes a request.
+
+Spec: C-S API §Using access tokens, §Refreshing access tokens.
+"""
+
+from starlette.requests import Request
+
+from matrixcore.identifiers import UserId
+from tessera.clock import Clock
+from tessera.http.authentication import Requester, RequesterCache, access_token_of
+from tessera.last_seen import LastSeenRecorder
+from tessera.storage import access_tokens
+from tessera.storage.database import Database
+
+
+class TokenAuthenticator:
+    """`tessera.http.authentication.Authenticator` over the account store: one query for a token not in the cache."""
+
+    def __init__(self, accounts: Database, clock: Clock, last_seen: LastSeenRecorder) -> None:
+        self._accounts = accounts
+        self._last_seen = last_seen
+        self._cache = RequesterCache(clock, self._find)
+
+    async def authenticate(self, request: Request) -> Requester:
+        """The requester of a request, and a note of its device's address.
+
+        Raises:
+            MissingToken, UnknownToken
+        """
+        requester = await self._cache.get(access_token_of(request))
+        if requester.device_id:
+            client = request.client
+            self._last_seen.note(requester.user_id, requester.device_id, None if client is None else client.host)
+        return requester
+
+    async def authenticate_token(self, token: str) -> Requester:
+        """The requester of a token that came some other way. Raises UnknownToken."""
+        return await self._cache.get(token)
+
+    def forget_device(self, user_id: UserId, device_id: str) -> None:
+        """A session ended in this process: its tokens are dead at once."""
+        self._cache.forget_device(user_id, device_id)
+
+    def forget_user(self, user_id: UserId) -> None:
+        """All sessions of a user ended in this process."""
+        self._cache.forget_user(user_id)
+
+    async def _find(self, token: str) -> Requester | None:
+        async with self._accounts.reading() as tx:
+            found = await access_tokens.find_token(tx, token)
+            if found is not None and found.supersedes is not None:
+                # The first use of a refreshed token: its client has it, so the old ones are needed no more.
+                await access_tokens.revoke_superseded(tx, found.user_id, found.device_id, found.supersedes)
+        if found is None:
+            return None
+        if found.supersedes is not None:
+            self._cache.forget_device(found.user_id, found.device_id)
+        return Requester(found.user_id, found.device_id, found.is_guest, found.is_admin, found.expires_ts)

@@ -1,0 +1,101 @@
+"""Login by password. Spec: C-S API §Login (legacy), GET and POST /login."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
+
+from matrixcore.identifiers import UserId, server_of
+from services.gateway.dependencies import GatewayDep, GatewayDeps
+from services.gateway.registration import SessionRequest
+from services.gateway.routing import ClientAddress, JsonObject, client_router
+from services.gateway.sessions import start_session
+from services.gateway.user_identifiers import login_user_id
+from services.gateway.wellknown import client_wellknown
+from tessera.http.errors import BadJson, Forbidden, MatrixError, MissingParam
+from tessera.http.replies import json_reply
+from tessera.storage import cross_signing, users
+
+router = client_router()
+
+_REFUSED = "Invalid username or password"
+
+
+@router.get("/login")
+async def get_login_flows(gateway: GatewayDep, client_address: ClientAddress) -> Response:
+    """The ways to log in."""
+    return json_reply({"flows": [{"type": "m.login.password"}]})
+
+
+@router.post("/login")
+async def login(body: JsonObject, gateway: GatewayDep, client_address: ClientAddress) -> Response:
+    """Log a device in; a known device gets a new token in place of its old one."""
+    gateway.attempts.check_address(client_address)
+    kind = body.get("type")
+    if kind is None:
+        raise MissingParam("type is missing")
+    if kind != "m.login.password":
+        raise MatrixError("Unknown login type", errcode="M_UNKNOWN", status=400)
+    return json_reply(await login_by_password(gateway, body))
+
+
+async def login_by_password(gateway: GatewayDeps, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Prove the password, then start the session.
+
+    Raises:
+        Forbidden: wrong name or password; both take the same time.
+        LimitExceeded: too many logins or wrong passwords for the account.
+    """
+    session = SessionRequest.parse(body)
+    password = body.get("password")
+    if password is None:
+        raise MissingParam("password is missing")
+    if not isinstance(password, str):
+        raise BadJson("password must be a string")
+    user_id = login_user_id(body, gateway.server_name)
+    gateway.attempts.check_account(user_id)
+    await require_password(gateway, user_id, password)
+    device_id = session.device_id or gateway.ids.device_id()
+    async with gateway.accounts.transaction() as tx:
+        if session.device_id is not None:
+            keys = await cross_signing.find_keys(tx, user_id)
+            if any(key.key_id == device_id for key in keys.values()):
+                raise Forbidden("The device ID is one of the user's cross-signing keys")
+        issued, wakes = await start_session(
+            tx,
+            gateway.clock,
+            gateway.ids,
+            gateway.lifetimes,
+            user_id,
+            device_id,
+            session.display_name,
+            refreshable=session.refreshable,
+        )
+    gateway.authenticator.forget_device(user_id, device_id)
+    await wakes.publish(gateway.fanout)
+    reply = {"user_id": user_id, "home_server": gateway.server_name, "device_id": device_id, **issued.fields()}
+    if (well_known := client_wellknown(gateway.settings)) is not None:
+        reply["well_known"] = well_known
+    return reply
+
+
+async def require_password(gateway: GatewayDeps, user_id: UserId, password: str) -> None:
+    """Return if it is the user's password; a hash of another make is replaced on the way.
+
+    Raises:
+        Forbidden: it is not, or there is no such user, or the account is deactivated.
+        LimitExceeded: too many wrong ones.
+    """
+    gateway.attempts.check(user_id)
+    user = None
+    if server_of(user_id) == gateway.server_name:
+        async with gateway.accounts.reading() as tx:
+            user = await users.find_user(tx, user_id)
+    password_hash = None if user is None else user.password_hash
+    if not await gateway.passwords.verify(password, password_hash) or password_hash is None:
+        gateway.attempts.note_failure(user_id)
+        raise Forbidden(_REFUSED)
+    if gateway.passwords.needs_rehash(password_hash):
+        renewed = await gateway.passwords.hash(password)
+        async with gateway.accounts.transaction() as tx:
+            await users.replace_password_hash(tx, user_id, password_hash, renewed)

@@ -1,0 +1,205 @@
+"""Registration of accounts.
+
+Spec: C-S API §Account registration, POST /register, GET /register/available.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import Response
+
+from matrixcore.identifiers import InvalidIdentifier, ServerName, UserId, is_valid_localpart, user_id_of
+from services.gateway.dependencies import GatewayDep, GatewayDeps
+from services.gateway.passwords import MAX_PASSWORD_BYTES
+from services.gateway.routing import ClientAddress, JsonObject, client_router
+from services.gateway.sessions import start_session
+from services.gateway.uia import DUMMY_FLOWS, UiaRequest
+from tessera.http.errors import BadJson, Forbidden, InvalidParam, InvalidUsername, MissingParam, UserInUse
+from tessera.http.replies import json_reply
+from tessera.storage import users
+
+router = client_router()
+
+MAX_DEVICE_ID_LENGTH = 255
+MAX_DEVICE_NAME_LENGTH = 100
+_DISABLED = "Registration has been disabled. Only a server administrator can create accounts."
+_TRIES_FOR_A_NAME = 5
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRequest:
+    """The fields that login and registration share; checked, not yet acted on."""
+
+    device_id: str | None
+    display_name: str | None
+    refreshable: bool
+
+    @classmethod
+    def parse(cls, body: Mapping[str, Any]) -> "SessionRequest":
+        """Raises BadJson or InvalidParam."""
+        device_id = optional_text(body, "device_id") or None
+        if device_id is not None and (len(device_id) > MAX_DEVICE_ID_LENGTH or not device_id.isprintable()):
+            raise InvalidParam("device_id is too long or has unprintable characters")
+        display_name = optional_text(body, "initial_device_display_name")
+        refreshable = optional_flag(body, "refresh_token")
+        return cls(device_id, None if display_name is None else display_name[:MAX_DEVICE_NAME_LENGTH], refreshable)
+
+
+@router.post("/register")
+async def register(
+    body: JsonObject, gateway: GatewayDep, client_address: ClientAddress, kind: str = "user"
+) -> Response:
+    """Register a user after interactive authentication, or a guest without."""
+    gateway.limits.check("rc_registration", client_address)
+    if kind == "guest":
+        return json_reply(await register_guest(gateway, body))
+    if kind != "user":
+        raise InvalidParam("kind must be user or guest")
+    return json_reply(await register_user(gateway, body))
+
+
+@router.get("/register/available")
+async def check_username_availability(username: str, gateway: GatewayDep, client_address: ClientAddress) -> Response:
+    """Whether a name is free now."""
+    gateway.limits.check("rc_registration", client_address)
+    if not gateway.settings.enable_registration:
+        raise Forbidden(_DISABLED)
+    await require_free_name(gateway, parse_username(username, gateway.server_name))
+    return json_reply({"available": True})
+
+
+async def register_user(gateway: GatewayDeps, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the name, then the consent, then hash the password and make the account, in the specification's order."""
+    if not gateway.settings.enable_registration:
+        raise Forbidden(_DISABLED)
+    username = optional_text(body, "username")
+    password = optional_text(body, "password")
+    session = SessionRequest.parse(body)
+    inhibit_login = optional_flag(body, "inhibit_login")
+    user_id = None
+    if username:
+        user_id = parse_username(username, gateway.server_name)
+        await require_free_name(gateway, user_id)
+    await gateway.uia.require(UiaRequest("register", (user_id or "",), DUMMY_FLOWS), body.get("auth"))
+    if password is None:
+        raise MissingParam("password is missing")
+    password_hash = await gateway.passwords.hash(check_new_password(password))
+    user_id = await add_account(gateway, user_id, password_hash)
+    return await registered_reply(gateway, user_id, None if inhibit_login else session)
+
+
+async def register_guest(gateway: GatewayDeps, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a guest's account; all of the body but initial_device_display_name is ignored."""
+    if not gateway.settings.allow_guest_access:
+        raise Forbidden("Guest access is disabled")
+    name = body.get("initial_device_display_name")
+    display_name = name[:MAX_DEVICE_NAME_LENGTH] if isinstance(name, str) else None
+    user_id = await add_account(gateway, None, None, is_guest=True)
+    return await registered_reply(gateway, user_id, SessionRequest(None, display_name, False))
+
+
+async def add_account(
+    gateway: GatewayDeps,
+    user_id: UserId | None,
+    password_hash: str | None,
+    *,
+    displayname: str | None = None,
+    is_guest: bool = False,
+    is_admin: bool = False,
+) -> UserId:
+    """Make the account, under a name of the server's choice if there is none given.
+
+    Raises:
+        UserInUse: the name was taken meanwhile.
+    """
+    for _ in range(_TRIES_FOR_A_NAME):
+        localpart = gateway.ids.localpart()
+        name = user_id or user_id_of(localpart, gateway.server_name)
+        async with gateway.accounts.transaction() as tx:
+            made = await users.add_user(
+                tx,
+                name,
+                password_hash=password_hash,
+                displayname=displayname or (None if is_guest else name[1:].partition(":")[0]),
+                is_guest=is_guest,
+                is_admin=is_admin,
+                now_ms=gateway.clock.now_ms(),
+            )
+        if made:
+            return name
+        if user_id is not None:
+            break
+    raise UserInUse()
+
+
+async def registered_reply(gateway: GatewayDeps, user_id: UserId, session: SessionRequest | None) -> dict[str, Any]:
+    """The answer to a registration, with a first session unless it is inhibited (None)."""
+    reply: dict[str, Any] = {"user_id": user_id, "home_server": gateway.server_name}
+    if session is None:
+        return reply
+    device_id = session.device_id or gateway.ids.device_id()
+    async with gateway.accounts.transaction() as tx:
+        issued, wakes = await start_session(
+            tx,
+            gateway.clock,
+            gateway.ids,
+            gateway.lifetimes,
+            user_id,
+            device_id,
+            session.display_name,
+            refreshable=session.refreshable,
+        )
+    await wakes.publish(gateway.fanout)
+    return {**reply, "device_id": device_id, **issued.fields()}
+
+
+def parse_username(username: str, server_name: ServerName) -> UserId:
+    """The user ID for a wished name; capitals are folded, since new IDs have none.
+
+    Spec: Appendices §User Identifiers, "Mapping from other character sets".
+
+    Raises:
+        InvalidUsername: also for a name of digits and underscores' length beyond what an ID may have.
+    """
+    localpart = username.lower()
+    if not is_valid_localpart(localpart):
+        raise InvalidUsername("User names may have a-z, 0-9 and ._=-/+ only")
+    if localpart.startswith("_"):
+        raise InvalidUsername("User names must not begin with an underscore")
+    try:
+        return user_id_of(localpart, server_name)
+    except InvalidIdentifier as error:
+        raise InvalidUsername("The user name is too long") from error
+
+
+async def require_free_name(gateway: GatewayDeps, user_id: UserId) -> None:
+    """Raises UserInUse for a name that somebody has or had."""
+    async with gateway.accounts.reading() as tx:
+        if await users.user_exists(tx, user_id):
+            raise UserInUse()
+
+
+def check_new_password(password: str) -> str:
+    """Raises InvalidParam for a password that cannot be one."""
+    if not password:
+        raise InvalidParam("The password must not be empty")
+    if len(password.encode("utf-8", "surrogatepass")) > MAX_PASSWORD_BYTES:
+        raise InvalidParam(f"The password is longer than {MAX_PASSWORD_BYTES} bytes")
+    return password
+
+
+def optional_text(body: Mapping[str, Any], name: str) -> str | None:
+    """A field that is a string if it is there. Raises BadJson."""
+    value = body.get(name)
+    if value is not None and not isinstance(value, str):
+        raise BadJson(f"{name} must be a string")
+    return value
+
+
+def optional_flag(body: Mapping[str, Any], name: str) -> bool:
+    """A field that is a boolean if it is there, else false. Raises BadJson."""
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise BadJson(f"{name} must be a boolean")
+    return bool(value)

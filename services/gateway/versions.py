@@ -1,0 +1,24 @@
+"""The versions of the specification. Spec: C-S API §API Versions."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tessera.http.replies import json_reply
+
+# r0.6.1 stands for all that came before the versions were numbered together.
+VERSIONS = (
+    *("r0.0.1", "r0.1.0", "r0.2.0", "r0.3.0", "r0.4.0", "r0.5.0", "r0.6.0", "r0.6.1"),
+    *(f"v1.{minor}" for minor in range(1, 20)),
+)
+
+# What is not in the specification, or what clients still ask for by the name it had before.
+UNSTABLE_FEATURES = {"org.matrix.e2e_cross_signing": True}
+
+
+async def get_versions(_request: Request) -> Response:
+    """What clients may use here."""
+    return json_reply({"versions": VERSIONS, "unstable_features": UNSTABLE_FEATURES})
+
+
+routes = [Route("/_matrix/client/versions", get_versions, methods=["GET"])]

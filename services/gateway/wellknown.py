@@ -1,0 +1,65 @@
+"""Discovery documents. Spec: C-S API §Well-known URIs; S-S API §Resolving server names."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from services.gateway.dependencies import gateway_of
+from tessera.config import Settings
+from tessera.http.errors import NotFound
+from tessera.http.replies import json_reply
+
+
+async def get_wellknown(request: Request) -> Response:
+    """Where clients find this server."""
+    document = client_wellknown(gateway_of(request).settings)
+    if document is None:
+        raise NotFound("No discovery information is configured (public_baseurl)")
+    return json_reply(document)
+
+
+async def get_server_wellknown(request: Request) -> Response:
+    """Where other servers find this server."""
+    settings = gateway_of(request).settings
+    if not settings.serve_server_wellknown:
+        raise NotFound("This server does not serve discovery information for other servers")
+    host = settings.server_name.partition(":")[0]
+    return json_reply({"m.server": f"{host}:443"})
+
+
+async def get_wellknown_support(request: Request) -> Response:
+    """Whom people can ask for help."""
+    document = support_document(gateway_of(request).settings)
+    if document is None:
+        raise NotFound("No support information is configured (admin_contact)")
+    return json_reply(document)
+
+
+routes = [
+    Route("/.well-known/matrix/client", get_wellknown, methods=["GET"]),
+    Route("/.well-known/matrix/server", get_server_wellknown, methods=["GET"]),
+    Route("/.well-known/matrix/support", get_wellknown_support, methods=["GET"]),
+]
+
+
+def client_wellknown(settings: Settings) -> dict[str, Any] | None:
+    """The discovery document for clients; None unless public_baseurl is set."""
+    if settings.public_baseurl is None:
+        return None
+    return {**settings.extra_well_known_client_content, "m.homeserver": {"base_url": str(settings.public_baseurl)}}
+
+
+def support_document(settings: Settings) -> dict[str, Any] | None:
+    """Contacts made from admin_contact: a mailto: URI, a Matrix ID or the address of a page."""
+    contact = settings.admin_contact
+    if not contact:
+        return None
+    if contact.startswith("mailto:"):
+        return {"contacts": [{"role": "m.role.admin", "email_address": contact.removeprefix("mailto:")}]}
+    if contact.startswith("@"):
+        return {"contacts": [{"role": "m.role.admin", "matrix_id": contact}]}
+    if contact.startswith("https://"):
+        return {"support_page": contact}
+    return {"contacts": [{"role": "m.role.admin", "email_address": contact}]}
