@@ -222,5 +222,5 @@ async def find_scan_end(
 async def list_by_time(
     tx: Transaction, room_id: RoomId, ts: int, *, backwards: bool, limit: int
 ) -> list[tuple[EventId, int]]:
-    """(event ID, origin_server_ts) of the events nearest to a time: at or before it if `backwards`, else from it on."""
+    """(event ID, origin_server_ts) of the events nearest to a time: before it if `backwards`, else from it on."""
     return [(EventId(row[0]), row[1]) for row in await tx.fetch(_BY_TIMES[backwards], room_id, ts, limit)]

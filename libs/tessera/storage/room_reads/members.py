@@ -22,7 +22,7 @@ _CURRENT = f"""
 SELECT {EVENT_COLUMNS} FROM rooms.current_state s
 JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id {EVENT_JOINS}
 WHERE s.room_id = $1 AND s.type = 'm.room.member'
-  AND ($2::text IS NULL OR s.membership = $2) AND ($3::text IS NULL OR s.membership <> $3)
+  AND ($2::text IS NULL AND $3::text IS NULL OR s.membership = $2 OR s.membership <> $3)
 """  # noqa: S608
 
 _AT = f"""
@@ -32,7 +32,7 @@ SELECT {EVENT_COLUMNS} FROM (
     ORDER BY state_key, anchor DESC, sub DESC
 ) s
 JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id {EVENT_JOINS}
-WHERE ($2::text IS NULL OR s.membership = $2) AND ($3::text IS NULL OR s.membership <> $3)
+WHERE $2::text IS NULL AND $3::text IS NULL OR s.membership = $2 OR s.membership <> $3
 """  # noqa: S608
 
 # The content comes out of the PDU; a member event is small, and a joined member's is never redacted to less.
@@ -40,6 +40,12 @@ _JOINED = """
 SELECT s.state_key, e.pdu FROM rooms.current_state s
 JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id
 WHERE s.room_id = $1 AND s.type = 'm.room.member' AND s.membership = 'join'
+"""
+
+_JOINED_OF_USER = """
+SELECT s.room_id, e.pdu FROM rooms.current_state s
+JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id
+WHERE s.room_id = ANY($1::text[]) AND s.type = 'm.room.member' AND s.state_key = $2 AND s.membership = 'join'
 """
 
 _HISTORY = """
@@ -54,6 +60,13 @@ WHERE s.room_id = $1 AND s.type = 'm.room.member' AND s.membership = 'join' AND 
 """
 
 
+async def list_member_contents(
+    tx: Transaction, room_ids: Sequence[RoomId], user_id: UserId
+) -> list[tuple[RoomId, bytes]]:
+    """(room, PDU of the member event) of those of the rooms that the user is joined to now."""
+    return [(RoomId(row[0]), row[1]) for row in await tx.fetch(_JOINED_OF_USER, list(room_ids), user_id)]
+
+
 async def list_members(
     tx: Transaction,
     room_id: RoomId,
@@ -62,7 +75,11 @@ async def list_members(
     membership: str | None = None,
     not_membership: str | None = None,
 ) -> list[EventRow]:
-    """The member events, now or at a point of the room's order, in no order."""
+    """The member events, now or at a point of the room's order, in no order.
+
+    Args:
+        membership, not_membership: those that fulfil either; both None for all.
+    """
     if at is None:
         rows = await tx.fetch(_CURRENT, room_id, membership, not_membership)
     else:

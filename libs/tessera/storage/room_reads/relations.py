@@ -78,11 +78,10 @@ _CHILDREN_PAGES = {
 }
 
 _ANNOTATION_SENT = """
-SELECT EXISTS (
-    SELECT 1 FROM rooms.events
-    WHERE room_id = $1 AND relates_to = $2 AND rel_type = 'm.annotation' AND type = $3 AND sender = $4
-      AND relation_key = $5 AND redacted_by IS NULL AND anchor IS NOT NULL
-)
+SELECT sender_device, txn_id FROM rooms.events
+WHERE room_id = $1 AND relates_to = $2 AND rel_type = 'm.annotation' AND type = $3 AND sender = $4
+  AND relation_key = $5 AND redacted_by IS NULL AND anchor IS NOT NULL
+LIMIT 1
 """
 
 _TOP = OrderKey(1 << 62, 1 << 30)
@@ -149,9 +148,9 @@ async def list_children(
     return [EventRow(*row) for row in rows]
 
 
-async def has_annotation(
+async def find_annotation(
     tx: Transaction, room_id: RoomId, target: EventId, event_type: str, sender: UserId, key: str
-) -> bool:
-    """Whether the user has already annotated the event with this key."""
-    sent: bool = await tx.fetchval(_ANNOTATION_SENT, room_id, target, event_type, sender, key)
-    return sent
+) -> tuple[str | None, str | None] | None:
+    """(device, transaction ID) of the user's annotation of the event with this key; None if there is none."""
+    row = await tx.fetchrow(_ANNOTATION_SENT, room_id, target, event_type, sender, key)
+    return None if row is None else (row[0], row[1])

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from matrixcore.identifiers import EventId, RoomId, UserId
 from tessera.records import OrderKey
 from tessera.storage.database import Transaction
+from tessera.storage.room_reads.members import MembershipStep
 
 
 class RoomRow(NamedTuple):
@@ -37,6 +38,19 @@ LEFT JOIN rooms.current_state m ON m.room_id = r.room_id AND m.type = 'm.room.me
 WHERE r.room_id = $1
 """
 
+_WITH_STEPS = """
+SELECT r.room_id, r.partition, r.room_version, r.creator, r.create_event_id, r.joined_count, r.invited_count,
+       r.last_position, h.anchors, h.subs, h.memberships, h.event_ids
+FROM rooms.rooms r
+CROSS JOIN LATERAL (
+    SELECT array_agg(anchor ORDER BY anchor, sub) AS anchors, array_agg(sub ORDER BY anchor, sub) AS subs,
+           array_agg(membership ORDER BY anchor, sub) AS memberships,
+           array_agg(event_id ORDER BY anchor, sub) AS event_ids
+    FROM rooms.state_history WHERE room_id = $1 AND type = 'm.room.member' AND state_key = $2
+) h
+WHERE r.room_id = $1
+"""
+
 _MEMBERSHIPS = """
 SELECT room_id, membership FROM rooms.current_state
 WHERE room_id = ANY($1::text[]) AND type = 'm.room.member' AND state_key = $2
@@ -50,6 +64,20 @@ async def find_for_reader(tx: Transaction, room_id: RoomId, user_id: UserId) -> 
         return None
     order = None if row[10] is None else OrderKey(row[10], row[11])
     return RoomForReader(RoomRow(*row[:8]), row[8], row[9], order)
+
+
+async def find_with_steps(
+    tx: Transaction, room_id: RoomId, user_id: UserId
+) -> tuple[RoomRow, list[MembershipStep]] | None:
+    """The room and every membership that the user has had in it, oldest first; None if the room is not known here."""
+    row = await tx.fetchrow(_WITH_STEPS, room_id, user_id)
+    if row is None:
+        return None
+    steps = [
+        MembershipStep(OrderKey(anchor, sub), membership or "leave", event_id)
+        for anchor, sub, membership, event_id in zip(*(row[at] or () for at in range(8, 12)), strict=True)
+    ]
+    return RoomRow(*row[:8]), steps
 
 
 async def list_memberships_of(tx: Transaction, room_ids: list[RoomId], user_id: UserId) -> dict[RoomId, str]:

@@ -1,0 +1,53 @@
+"""Joining rooms. Spec: C-S API §Joining rooms."""
+
+from typing import Any
+
+from starlette.responses import Response
+
+from matrixcore.identifiers import RoomId
+from services.gateway.dependencies import GatewayDep, GatewayDeps
+from services.gateway.optional_body import OptionalJsonObject
+from services.gateway.path_identifiers import alias_of, room_id_of
+from services.gateway.room_changes import Session
+from services.gateway.room_directory import resolve_alias
+from services.gateway.room_membership import join_room, reason_of
+from services.gateway.routing import CurrentRequester, client_router
+from tessera.http.authentication import Requester
+from tessera.http.replies import json_reply
+
+router = client_router()
+
+
+@router.post("/rooms/{room_id}/join")
+async def join_room_by_id(
+    room_id: str, body: OptionalJsonObject, requester: CurrentRequester, gateway: GatewayDep
+) -> Response:
+    """Join a room; whoever is joined already is answered the same."""
+    return await _join(gateway, requester, room_id_of(room_id), body)
+
+
+@router.post("/join/{room_id_or_alias}")
+async def join_room_by_id_or_alias(
+    room_id_or_alias: str, body: OptionalJsonObject, requester: CurrentRequester, gateway: GatewayDep
+) -> Response:
+    """Join a room by its ID or by an alias."""
+    return await _join(gateway, requester, await room_of(gateway, room_id_or_alias), body)
+
+
+async def room_of(gateway: GatewayDeps, text: str) -> RoomId:
+    """The room that an ID or an alias means.
+
+    Raises:
+        InvalidParam: it is neither.
+        NotFound: the alias leads nowhere.
+    """
+    if text.startswith("#"):
+        return (await resolve_alias(gateway.rooms, gateway.server_name, alias_of(text))).room_id
+    return room_id_of(text)
+
+
+async def _join(gateway: GatewayDeps, requester: Requester, room_id: RoomId, body: dict[str, Any]) -> Response:
+    gateway.limits.check("rc_joins.local", requester.user_id)
+    session = Session(requester.user_id, requester.device_id)
+    await join_room(gateway.rooms, session, room_id, reason_of(body))
+    return json_reply({"room_id": room_id})

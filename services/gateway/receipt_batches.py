@@ -1,0 +1,188 @@
+"""Receipts on their way: public ones are gathered for each room into one command, early ones wait for their event.
+
+A receipt that comes before its event does is kept for a while; one that stays without an event is dropped.
+
+Spec: C-S API §Receipts; DESIGN.md section 5.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import structlog
+
+from matrixcore.identifiers import EventId, RoomId
+from services.gateway.room_changes import RoomChanges
+from tessera.commands import SetReceipts
+from tessera.http.errors import MatrixError
+from tessera.records import OrderKey, Receipt
+from tessera.storage import read_positions, user_log
+from tessera.storage.read_positions import ReadPosition
+from tessera.storage.room_reads.receipts import list_places
+
+log = structlog.get_logger(__name__)
+
+GATHER_SECONDS = 0.2
+GATHER_SECONDS_IN_LARGE_ROOMS = 2.0
+LARGE_ROOM = 500  # joined members
+MAX_ROOMS = 10_000
+MAX_RECEIPTS_PER_ROOM = 5_000
+MAX_WAITING = 10_000  # receipts without their event
+WAIT_SECONDS = 30.0
+LOOK_AGAIN_SECONDS = 1.0
+MAX_ATTEMPTS = 5
+PARALLEL_COMMANDS = 16
+
+PUBLIC = "m.read"
+
+
+@dataclass(slots=True)
+class _RoomBatch:
+    due: float
+    receipts: dict[tuple[str, str, str], Receipt] = field(default_factory=dict)
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyReceipt:
+    """A receipt whose event is not known here yet."""
+
+    room_id: RoomId
+    receipt: Receipt
+    deadline: float
+
+
+class ReceiptBatches:
+    """Receives receipts from the handlers; `run` brings them into the rooms."""
+
+    def __init__(self, changes: RoomChanges) -> None:
+        self._changes = changes
+        self._rooms: dict[RoomId, _RoomBatch] = {}
+        self._early: list[EarlyReceipt] = []
+        self._wakeup = asyncio.Event()
+
+    def add(self, room_id: RoomId, receipt: Receipt, joined_count: int) -> bool:
+        """Take a public receipt for the room's next batch; False if there is no place (answer 429)."""
+        batch = self._rooms.get(room_id)
+        if batch is None:
+            if len(self._rooms) >= MAX_ROOMS:
+                return False
+            seconds = GATHER_SECONDS_IN_LARGE_ROOMS if joined_count > LARGE_ROOM else GATHER_SECONDS
+            batch = self._rooms[room_id] = _RoomBatch(self._changes.clock.monotonic() + seconds)
+            self._wakeup.set()
+        key = (receipt.user_id, receipt.receipt_type, receipt.thread_id)
+        if key not in batch.receipts and len(batch.receipts) >= MAX_RECEIPTS_PER_ROOM:
+            return False
+        batch.receipts[key] = receipt
+        return True
+
+    def add_early(self, room_id: RoomId, receipt: Receipt) -> bool:
+        """Take a receipt of any type whose event is not here yet; False if there is no place."""
+        if len(self._early) >= MAX_WAITING:
+            return False
+        self._early.append(EarlyReceipt(room_id, receipt, self._changes.clock.monotonic() + WAIT_SECONDS))
+        self._wakeup.set()
+        return True
+
+    async def run(self) -> None:
+        """Run for ever: send batches when they are due, and look for the events of early receipts."""
+        clock = self._changes.clock
+        while True:
+            if not self._rooms and not self._early:
+                self._wakeup.clear()
+                await self._wakeup.wait()
+            now = clock.monotonic()
+            due = min((batch.due for batch in self._rooms.values()), default=now + LOOK_AGAIN_SECONDS)
+            await clock.sleep(max(0.01, min(due - now, LOOK_AGAIN_SECONDS if self._early else due - now)))
+            try:
+                await self.settle_early()
+                await self.send_due()
+            except Exception:  # a store is away: what is gathered stays for the next round
+                log.warning("receipts not brought on their way", exc_info=True)
+                await clock.sleep(LOOK_AGAIN_SECONDS)
+
+    async def send_due(self, *, everything: bool = False) -> None:
+        """Send the batches whose time has come, or all of them (at shutdown)."""
+        now = self._changes.clock.monotonic()
+        ready = {room: batch for room, batch in self._rooms.items() if everything or batch.due <= now}
+        for room_id in ready:
+            del self._rooms[room_id]
+        places = asyncio.Semaphore(PARALLEL_COMMANDS)
+
+        async def send(room_id: RoomId, batch: _RoomBatch) -> None:
+            async with places:
+                await self._send(room_id, batch)
+
+        await asyncio.gather(*(send(room_id, batch) for room_id, batch in ready.items()))
+
+    async def settle_early(self) -> None:
+        """Bring the early receipts whose events have come on their way, and drop those that waited too long."""
+        if not self._early:
+            return
+        early, self._early = self._early, []
+        shards = self._changes.shards
+        groups: dict[str, list[EarlyReceipt]] = {}
+        for waiting in early:
+            shard = shards.shard_of(shards.partition_of(waiting.room_id))
+            groups.setdefault(shard, []).append(waiting)
+        now = self._changes.clock.monotonic()
+        for shard, group in groups.items():
+            wanted = list(dict.fromkeys((waiting.room_id, waiting.receipt.event_id) for waiting in group))
+            async with shards.databases[shard].reading() as tx:
+                places = await list_places(tx, wanted)
+            found = [waiting for waiting in group if (waiting.room_id, waiting.receipt.event_id) in places]
+            await self._settle(found, places)
+            self._early += [
+                waiting
+                for waiting in group
+                if (waiting.room_id, waiting.receipt.event_id) not in places and waiting.deadline > now
+            ]
+
+    async def _settle(
+        self,
+        found: list[EarlyReceipt],
+        places: dict[tuple[RoomId, EventId], tuple[OrderKey, EventId | None]],
+    ) -> None:
+        positions = []
+        for waiting in found:
+            receipt = waiting.receipt
+            order, _ = places[waiting.room_id, receipt.event_id]
+            positions.append(read_position(waiting.room_id, receipt, order))
+            if receipt.receipt_type == PUBLIC:
+                self.add(waiting.room_id, receipt, 0)
+        await set_read_positions(self._changes, positions)
+
+    async def _send(self, room_id: RoomId, batch: _RoomBatch) -> None:
+        receipts = tuple(batch.receipts.values())
+        try:
+            await self._changes.submit(room_id, receipts[0].user_id, SetReceipts(receipts))
+        except MatrixError as error:
+            if error.status != 503 or batch.attempts + 1 >= MAX_ATTEMPTS:
+                log.warning("receipts dropped", room_id=room_id, receipts=len(receipts), errcode=error.errcode)
+                return
+            later = self._rooms.setdefault(room_id, _RoomBatch(self._changes.clock.monotonic() + LOOK_AGAIN_SECONDS))
+            later.attempts = batch.attempts + 1
+            later.receipts = {**batch.receipts, **later.receipts}
+
+
+def read_position(room_id: RoomId, receipt: Receipt, order: OrderKey) -> ReadPosition:
+    """A receipt as its user's own read position."""
+    return ReadPosition(
+        receipt.user_id,
+        room_id,
+        receipt.receipt_type,
+        receipt.thread_id,
+        receipt.event_id,
+        order.anchor,
+        order.sub,
+        receipt.ts,
+    )
+
+
+async def set_read_positions(changes: RoomChanges, positions: list[ReadPosition]) -> None:
+    """Move users' own read positions and tell their clients."""
+    if not positions:
+        return
+    async with changes.accounts.transaction() as tx:
+        heads = await read_positions.set_positions(tx, positions)
+    if heads:
+        await changes.fanout.publish_user_wakes(user_log.wakes_of(heads))

@@ -1,0 +1,104 @@
+"""Reaching a room on a user's behalf: every read of a room begins with a `require_` from here.
+
+Members see the room as it is; who has left sees it as of the end of the stay, unless the room was
+forgotten; a world-readable room is open to all.
+
+Spec: C-S API §Room History Visibility, §Leaving rooms, §Room previews.
+"""
+
+from dataclasses import dataclass
+
+import orjson
+
+from matrixcore.identifiers import RoomId, UserId
+from matrixcore.room_versions import ROOM_VERSIONS, RoomVersionRules
+from matrixcore.visibility import Membership
+from tessera.event_serving import Reader
+from tessera.http.errors import Forbidden
+from tessera.records import OrderKey
+from tessera.room_visibility import MembershipHistory
+from tessera.storage import user_rooms
+from tessera.storage.database import Database, Transaction
+from tessera.storage.room_reads.rooms import RoomRow, find_with_steps
+from tessera.storage.room_reads.state import find_state
+
+
+@dataclass(frozen=True, slots=True)
+class RoomView:
+    """A room as one user may read it.
+
+    Attributes:
+        until: the last point that the user sees, for who has left; None for the present.
+        peeking: not a member, now or before: the room is world-readable.
+    """
+
+    room: RoomRow
+    rules: RoomVersionRules
+    history: MembershipHistory
+    until: OrderKey | None = None
+    peeking: bool = False
+
+    @property
+    def head(self) -> OrderKey:
+        """The newest point of the room that the user sees."""
+        return self.until or OrderKey(self.room.last_position)
+
+    def capped(self, key: OrderKey | None) -> OrderKey | None:
+        """A point of the room's order, but none that the user does not see; None is the present."""
+        if self.until is None:
+            return key
+        return self.until if key is None else min(key, self.until)
+
+    def reader(self, device_id: str | None, now_ms: int) -> Reader:
+        """The user as one to whom events are served."""
+        return Reader(self.history.user_id, device_id, now_ms, self.history)
+
+
+async def require_view(tx: Transaction, accounts: Database, room_id: RoomId, user_id: UserId) -> RoomView:
+    """The room, if the user may read it now or up to the end of an earlier stay.
+
+    Args:
+        tx: of the room's shard.
+
+    Raises:
+        Forbidden: also for rooms that are not known here.
+    """
+    found = await find_with_steps(tx, room_id, user_id)
+    if found is None:
+        raise Forbidden("You are not a member of this room")
+    room, steps = found
+    view = RoomView(room, ROOM_VERSIONS[room.room_version], MembershipHistory(user_id, steps))
+    if view.history.current is Membership.JOIN:
+        return view
+    if view.history.ever_joined and not await _has_forgotten(accounts, room_id, user_id):
+        return RoomView(view.room, view.rules, view.history, view.history.end_of_stay)
+    if await is_world_readable(tx, room_id):
+        return RoomView(view.room, view.rules, view.history, peeking=True)
+    raise Forbidden("You are not a member of this room")
+
+
+async def require_joined(tx: Transaction, room_id: RoomId, user_id: UserId) -> RoomView:
+    """The room, if the user is joined.
+
+    Raises:
+        Forbidden: also for rooms that are not known here.
+    """
+    found = await find_with_steps(tx, room_id, user_id)
+    if found is not None:
+        room, steps = found
+        history = MembershipHistory(user_id, steps)
+        if history.current is Membership.JOIN:
+            return RoomView(room, ROOM_VERSIONS[room.room_version], history)
+    raise Forbidden("You are not joined to this room")
+
+
+async def is_world_readable(tx: Transaction, room_id: RoomId) -> bool:
+    """Whether everybody may read the room now."""
+    event = await find_state(tx, room_id, "m.room.history_visibility", "")
+    return event is not None and orjson.loads(event.pdu)["content"].get("history_visibility") == "world_readable"
+
+
+async def _has_forgotten(accounts: Database, room_id: RoomId, user_id: UserId) -> bool:
+    async with accounts.reading() as tx:
+        row = await user_rooms.find_room(tx, user_id, room_id)
+    return row is not None and row.forgotten

@@ -1,0 +1,127 @@
+"""Making a room: the alias held, the create event built and signed, one command, then alias and directory.
+
+Spec: C-S API §Creation; DESIGN.md section 3 (createRoom is one compound command).
+"""
+
+from dataclasses import dataclass
+
+import structlog
+
+from matrixcore.event_building import build_event
+from matrixcore.events import Event, InvalidEvent
+from matrixcore.identifiers import EventId, RoomAlias, RoomId, ServerName, UserId, server_of
+from matrixcore.room_versions import EventIdFormat
+from matrixcore.signing import SigningKey
+from services.gateway.member_profiles import load_invitees
+from services.gateway.new_room import NewRoom, create_content, first_events
+from services.gateway.room_changes import RoomChanges, Session
+from services.gateway.room_directory import publish_room
+from tessera.commands import CreateRoom, NewEvent
+from tessera.http.errors import MatrixError
+from tessera.storage import aliases
+
+log = structlog.get_logger(__name__)
+
+RESERVATION_MS = 60_000  # more than a createRoom can take
+MAX_SHIFTS = 5
+ROOM_LOCALPART_LETTERS = 18
+EVENT_LOCALPART_LETTERS = 18
+
+
+@dataclass(frozen=True, slots=True)
+class RoomMaker:
+    """What making rooms needs beside changing them."""
+
+    changes: RoomChanges
+    server_name: ServerName
+    signing_key: SigningKey
+
+    async def create(self, session: Session, room: NewRoom) -> RoomId:
+        """Make the room, all of it or none, and answer its ID.
+
+        Raises:
+            InvalidRoomRequest: the creation content is none.
+            MatrixError: the alias is taken (400 M_ROOM_IN_USE), the state does not hold together (400
+                M_INVALID_ROOM_STATE), an invitee cannot be invited.
+        """
+        content = create_content(room)
+        for invitee in room.invitees:
+            if server_of(invitee) != self.server_name:
+                raise MatrixError(f"The server of {invitee} cannot be reached", errcode="M_NOT_FOUND", status=404)
+        profiles = await load_invitees(self.changes.accounts, room.invitees, also=room.creator)
+        events = first_events(room, profiles)
+        if room.alias is not None:
+            await self._reserve(room.alias, room.creator)
+        try:
+            room_id = await self._commit(session, room, content, events)
+        except BaseException:
+            if room.alias is not None:
+                await self._release(room.alias, room.creator)
+            raise
+        if room.alias is not None:
+            async with self.changes.accounts.transaction() as tx:
+                await aliases.bind(tx, room.alias, room.creator, room_id)
+        if room.is_public:
+            await publish_room(self.changes, room_id, published=True)
+        return room_id
+
+    async def _commit(
+        self, session: Session, room: NewRoom, content: dict[str, object], events: tuple[NewEvent, ...]
+    ) -> RoomId:
+        for shift in range(MAX_SHIFTS):
+            create = self._build_create_event(room, content, self.changes.clock.now_ms() + shift)
+            body = CreateRoom(room.rules.version, create.pdu, events, session.device_id)
+            try:
+                await self.changes.submit(create.room_id, room.creator, body)
+            except MatrixError as error:
+                if error.errcode == "M_ROOM_IN_USE" and shift + 1 < MAX_SHIFTS:
+                    continue  # the same user made a room of the same content in the same millisecond
+                if error.errcode == "M_FORBIDDEN":
+                    raise MatrixError(error.message, errcode="M_INVALID_ROOM_STATE", status=400) from error
+                raise
+            return create.room_id
+        raise AssertionError("the loop returns or raises")
+
+    def _build_create_event(self, room: NewRoom, content: dict[str, object], now_ms: int) -> Event:
+        rules, ids = room.rules, self.changes.ids
+        room_id = event_id = None
+        if not rules.room_id_is_create_event_id:
+            room_id = RoomId(f"!{ids.letters(ROOM_LOCALPART_LETTERS)}:{self.server_name}")
+        if rules.event_id_format is EventIdFormat.GIVEN:
+            event_id = EventId(f"${ids.letters(EVENT_LOCALPART_LETTERS)}:{self.server_name}")
+        try:
+            return build_event(
+                rules=rules,
+                room_id=room_id,
+                sender=room.creator,
+                event_type="m.room.create",
+                state_key="",
+                content=content,
+                origin_server_ts=now_ms,
+                depth=1,
+                prev_events=(),
+                auth_events=(),
+                server_name=self.server_name,
+                signing_key=self.signing_key,
+                event_id=event_id,
+                reference_hashes={},
+            )
+        except InvalidEvent as error:
+            too_large = error.too_large
+            raise MatrixError(
+                error.reason, errcode="M_TOO_LARGE" if too_large else "M_BAD_JSON", status=413 if too_large else 400
+            ) from error
+
+    async def _reserve(self, alias: RoomAlias, creator: UserId) -> None:
+        now_ms = self.changes.clock.now_ms()
+        async with self.changes.accounts.transaction() as tx:
+            held = await aliases.reserve(tx, alias, creator, until_ts=now_ms + RESERVATION_MS, now_ms=now_ms)
+        if not held:
+            raise MatrixError("The room alias is taken", errcode="M_ROOM_IN_USE", status=400)
+
+    async def _release(self, alias: RoomAlias, creator: UserId) -> None:
+        try:
+            async with self.changes.accounts.transaction() as tx:
+                await aliases.release(tx, alias, creator)
+        except Exception:  # the reservation lapses by itself
+            log.warning("alias not released", exc_info=True)

@@ -1,0 +1,212 @@
+"""Aliases of rooms and the published directory: the work behind the directory's endpoints.
+
+Spec: C-S API §Room aliases, §Published room directory.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from matrixcore.events import load_event
+from matrixcore.identifiers import InvalidIdentifier, RoomAlias, RoomId, ServerName, UserId, parse_room_alias, server_of
+from matrixcore.power_levels import PowerLevels
+from services.gateway.room_access import RoomView, require_joined
+from services.gateway.room_changes import RoomChanges
+from tessera.http.errors import Forbidden, InvalidParam, MatrixError, NotFound
+from tessera.room_summaries import refresh_summaries
+from tessera.storage import aliases, directory
+from tessera.storage.aliases import BoundAlias
+from tessera.storage.database import Transaction
+from tessera.storage.directory import PublishedRoom
+from tessera.storage.room_reads.rooms import find_for_reader
+from tessera.storage.room_reads.state import find_state, list_state_keys
+
+MAX_ROOMS_IN_PAGE = 500
+MAX_ALT_ALIASES = 100
+_SINCE = re.compile(r"([np])([0-9]{1,15})\.(![^\x00]{1,254})")
+
+
+async def resolve_alias(changes: RoomChanges, server_name: ServerName, alias: RoomAlias) -> BoundAlias:
+    """Where an alias leads.
+
+    Raises:
+        NotFound: nowhere, or it belongs to a server that cannot be asked.
+    """
+    if server_of(alias) == server_name:
+        async with changes.accounts.reading() as tx:
+            if (bound := await aliases.find_alias(tx, alias)) is not None:
+                return bound
+    raise NotFound(f"Room alias {alias} not found")
+
+
+async def create_alias(
+    changes: RoomChanges, server_name: ServerName, alias: RoomAlias, room_id: RoomId, user_id: UserId
+) -> None:
+    """Let a new alias of this server lead to a room that the user is joined to.
+
+    Raises:
+        MatrixError: the alias is taken (409), or of another server.
+    """
+    if server_of(alias) != server_name:
+        raise InvalidParam(f"the alias must end with :{server_name}")
+    async with changes.shards.of_room(room_id).reading() as tx:
+        await require_joined(tx, room_id, user_id)
+    async with changes.accounts.transaction() as tx:
+        added = await aliases.add_alias(tx, alias, room_id, user_id, now_ms=changes.clock.now_ms())
+    if not added:
+        raise MatrixError(f"Room alias {alias} already exists", errcode="M_UNKNOWN", status=409)
+
+
+async def delete_alias(changes: RoomChanges, server_name: ServerName, alias: RoomAlias, user_id: UserId) -> None:
+    """Release an alias: its maker may, and whoever may set the room's canonical alias.
+
+    Raises:
+        NotFound: there is no such alias here.
+        Forbidden
+    """
+    bound = await resolve_alias(changes, server_name, alias)
+    if bound.creator != user_id:
+        async with changes.shards.of_room(bound.room_id).reading() as tx:
+            view = await require_joined(tx, bound.room_id, user_id)
+            await require_power(tx, view, "m.room.canonical_alias")
+    async with changes.accounts.transaction() as tx:
+        await aliases.delete_alias(tx, alias, bound.room_id)
+
+
+async def set_visibility(
+    changes: RoomChanges, room_id: RoomId, user_id: UserId, *, published: bool, is_admin: bool
+) -> None:
+    """Publish a room in the directory or take it out: for those who may set its canonical alias.
+
+    Raises:
+        NotFound: the room is not known here.
+        Forbidden
+    """
+    async with changes.shards.of_room(room_id).reading() as tx:
+        if await find_for_reader(tx, room_id, user_id) is None:
+            raise NotFound("This room is not known here")
+        if not is_admin:
+            view = await require_joined(tx, room_id, user_id)
+            await require_power(tx, view, "m.room.canonical_alias")
+    await publish_room(changes, room_id, published=published)
+
+
+async def publish_room(changes: RoomChanges, room_id: RoomId, *, published: bool) -> None:
+    """Publish a room, its line up to date, or take it out. Repeatable."""
+    await refresh_summaries(changes.accounts, changes.shards, [room_id])
+    async with changes.accounts.transaction() as tx:
+        await directory.set_published(tx, room_id, published)
+
+
+async def require_power(tx: Transaction, view: RoomView, event_type: str) -> None:
+    """The user of the view may send state of this type now.
+
+    Raises:
+        Forbidden
+    """
+    room = view.room
+    state = await list_state_keys(tx, room.room_id, [("m.room.create", ""), ("m.room.power_levels", "")])
+    loaded = {key[0]: load_event(row.pdu, row.event_id, view.rules, room_id=room.room_id) for key, row in state.items()}
+    levels = PowerLevels.of(loaded.get("m.room.power_levels"), loaded["m.room.create"])
+    if not levels.may_send(view.history.user_id, event_type, is_state=True):
+        raise Forbidden("Your power level is not sufficient")
+
+
+async def check_canonical_alias(changes: RoomChanges, room_id: RoomId, content: Mapping[str, Any]) -> None:
+    """New aliases in m.room.canonical_alias must be aliases, and of this room.
+
+    Spec: PUT /rooms/{roomId}/state; what is there already is not asked about.
+
+    Raises:
+        InvalidParam: no alias by its grammar.
+        MatrixError: it does not lead to the room (400 M_BAD_ALIAS).
+    """
+    named = _named_aliases(content)
+    if not named:
+        return
+    async with changes.shards.of_room(room_id).reading() as tx:
+        current = await find_state(tx, room_id, "m.room.canonical_alias", "")
+    old = _named_aliases(orjson.loads(current.pdu)["content"], lenient=True) if current is not None else []
+    new = [alias for alias in named if alias not in old]
+    try:
+        wanted = {parse_room_alias(text) for text in new}
+    except InvalidIdentifier as error:
+        raise InvalidParam(f"an alias is not valid: {error}") from error
+    async with changes.accounts.reading() as tx:
+        wanted -= {bound.alias for bound in await aliases.list_aliases(tx, room_id)}
+    if wanted:
+        raise MatrixError(f"{min(wanted)} does not lead to this room", errcode="M_BAD_ALIAS", status=400)
+
+
+def _named_aliases(content: Mapping[str, Any], *, lenient: bool = False) -> list[str]:
+    alias, others = content.get("alias"), content.get("alt_aliases")
+    named = [alias] if alias else []
+    named += others if isinstance(others, list) else []
+    if lenient:
+        return [name for name in named if isinstance(name, str)]
+    if (others is not None and not isinstance(others, list)) or not all(isinstance(name, str) for name in named):
+        raise InvalidParam("alias must be a string and alt_aliases a list of strings")
+    if len(named) > MAX_ALT_ALIASES:
+        raise InvalidParam(f"more than {MAX_ALT_ALIASES} aliases")
+    return named
+
+
+async def list_public_rooms(
+    changes: RoomChanges,
+    *,
+    limit: int,
+    since: str | None,
+    search_term: str | None = None,
+    room_types: Sequence[str | None] | None = None,
+) -> dict[str, Any]:
+    """One page of the directory, as the answer of /publicRooms.
+
+    Raises:
+        InvalidParam: since is no token of this endpoint.
+    """
+    limit = max(1, min(limit, MAX_ROOMS_IN_PAGE))
+    after = before = None
+    if since is not None:
+        direction, place = _parse_since(since)
+        after, before = (place, None) if direction == "n" else (None, place)
+    async with changes.accounts.reading() as tx:
+        rooms = await directory.list_published(
+            tx, search_term=search_term, room_types=room_types, after=after, before=before, limit=limit + 1
+        )
+        total = await directory.count_published(tx, search_term=search_term, room_types=room_types)
+    more = len(rooms) > limit
+    if more:
+        rooms = rooms[1:] if before is not None else rooms[:limit]
+    reply: dict[str, Any] = {"chunk": [_line(room) for room in rooms], "total_room_count_estimate": total}
+    if rooms and (more or before is not None):
+        reply["next_batch"] = _since("n", rooms[-1])
+    if rooms and (after is not None or (before is not None and more)):
+        reply["prev_batch"] = _since("p", rooms[0])
+    return reply
+
+
+def _since(direction: str, room: PublishedRoom) -> str:
+    return f"{direction}{room.joined_members}.{room.room_id}"
+
+
+def _parse_since(text: str) -> tuple[str, tuple[int, RoomId]]:
+    match = _SINCE.fullmatch(text)
+    if match is None:
+        raise InvalidParam("since is not a token of this endpoint")
+    return match[1], (int(match[2]), RoomId(match[3]))
+
+
+def _line(room: PublishedRoom) -> dict[str, Any]:
+    line: dict[str, Any] = {
+        "room_id": room.room_id,
+        "num_joined_members": room.joined_members,
+        "world_readable": room.world_readable,
+        "guest_can_join": room.guest_can_join,
+        "join_rule": room.join_rule,
+    }
+    for key in ("name", "topic", "canonical_alias", "avatar_url", "room_type"):
+        if (value := getattr(room, key)) is not None:
+            line[key] = value
+    return line

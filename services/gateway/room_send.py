@@ -1,0 +1,106 @@
+"""Sending message events: the hottest route, plain Starlette, first in the route table.
+
+Spec: C-S API §Sending events to a room, §Transaction identifiers, §Redactions.
+"""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from matrixcore.identifiers import EventId, InvalidIdentifier, RoomId, fits_in_bytes, parse_event_id
+from matrixcore.relations import annotation_identity
+from services.gateway.dependencies import gateway_of
+from services.gateway.path_identifiers import room_id_of
+from services.gateway.room_changes import RoomChanges, Session, new_redaction
+from services.gateway.routing import client_routes, requester_of
+from tessera.commands import NewEvent
+from tessera.http.bodies import read_json_object
+from tessera.http.errors import InvalidParam, MatrixError, MissingParam
+from tessera.http.replies import json_reply
+from tessera.storage.room_reads.relations import find_annotation
+
+MAX_TXN_ID_BYTES = 255
+
+
+async def send_message(request: Request) -> Response:
+    """Send a message event; a repeated txnId answers with the first event's ID."""
+    requester = await requester_of(request)
+    gateway = gateway_of(request)
+    path = request.path_params
+    gateway.limits.check("rc_message", requester.user_id)
+    content = await read_json_object(request)
+    session = Session(requester.user_id, requester.device_id)
+    event_id = await send_event(
+        gateway.rooms, session, room_id_of(path["room_id"]), path["event_type"], content, path["txn_id"]
+    )
+    return json_reply({"event_id": event_id})
+
+
+routes = client_routes("/rooms/{room_id}/send/{event_type}/{txn_id}", send_message, methods=["PUT"])
+
+
+async def send_event(
+    changes: RoomChanges, session: Session, room_id: RoomId, event_type: str, content: dict[str, Any], txn_id: str
+) -> EventId:
+    """Send one event. Membership and power are judged by the room's writer.
+
+    Raises:
+        MatrixError: refused, or not done in time (503).
+    """
+    path = f"/rooms/{room_id}/send/{event_type}/{txn_id}"
+    if event_type == "m.room.redaction":
+        return await send_redaction(changes, session, room_id, _target_of(content), content, path, txn_id)
+    check_transaction_id(txn_id)
+    if not event_type or not fits_in_bytes(event_type):
+        raise InvalidParam("the event type must have 1 to 255 bytes")
+    if "m.relates_to" in content:
+        await _check_annotation(changes, session, room_id, event_type, content, txn_id)
+    event_id = await changes.append(room_id, session, NewEvent(event_type, None, content), path=path, txn_id=txn_id)
+    assert event_id is not None
+    return event_id
+
+
+async def send_redaction(
+    changes: RoomChanges,
+    session: Session,
+    room_id: RoomId,
+    target: EventId,
+    content: dict[str, Any],
+    path: str,
+    txn_id: str,
+) -> EventId:
+    """Redact an event; `redacts` stands where the room's version keeps it."""
+    check_transaction_id(txn_id)
+    event_id = await changes.append(room_id, session, new_redaction(content, target), path=path, txn_id=txn_id)
+    assert event_id is not None
+    return event_id
+
+
+def check_transaction_id(txn_id: str) -> None:
+    """Raises InvalidParam for one that is too long to be shown in events."""
+    if not fits_in_bytes(txn_id, MAX_TXN_ID_BYTES):
+        raise InvalidParam(f"txnId must not exceed {MAX_TXN_ID_BYTES} bytes")
+
+
+def _target_of(content: dict[str, Any]) -> EventId:
+    if "redacts" not in content:
+        raise MissingParam("redacts is missing")
+    try:
+        return parse_event_id(content["redacts"])
+    except InvalidIdentifier as error:
+        raise InvalidParam(f"redacts: {error}") from error
+
+
+async def _check_annotation(
+    changes: RoomChanges, session: Session, room_id: RoomId, event_type: str, content: dict[str, Any], txn_id: str
+) -> None:
+    """Refuse the same annotation twice, but not the same request. Spec: §Avoiding duplicate annotations."""
+    identity = annotation_identity(event_type, content)
+    if identity is None:
+        return
+    target, _, key = identity
+    async with changes.shards.of_room(room_id).reading() as tx:
+        sent = await find_annotation(tx, room_id, target, event_type, session.user_id, key)
+    if sent is not None and sent != (session.device_id, txn_id):
+        raise MatrixError("You have sent this annotation already", errcode="M_DUPLICATE_ANNOTATION", status=400)
