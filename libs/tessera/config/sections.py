@@ -1,0 +1,104 @@
+"""The nested parts of the file that are small."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, PositiveInt
+
+from matrixcore.signing import KEY_BYTES, decode_base64
+from tessera.config.values import Duration, Name, Section
+
+
+def _check_public_key(text: str) -> str:
+    try:
+        length = len(decode_base64(text))
+    except ValueError:
+        raise ValueError("not base64") from None
+    if length != KEY_BYTES:
+        raise ValueError(f"a public key has {KEY_BYTES} bytes, not {length}")
+    return text
+
+
+PublicKey = Annotated[str, AfterValidator(_check_public_key)]
+KeyId = Annotated[str, Field(pattern=r"^ed25519:[a-zA-Z0-9_]+$")]
+
+
+class OldSigningKey(Section):
+    """A key that this server signed with until `expired_ts` (milliseconds since the epoch)."""
+
+    key: PublicKey
+    expired_ts: Annotated[int, Field(ge=0)]
+
+
+class TrustedKeyServer(Section):
+    """A notary that is asked for other servers' keys."""
+
+    server_name: Name
+    verify_keys: dict[KeyId, PublicKey] | None = None
+    accept_keys_insecurely: bool = False
+
+
+class Presence(Section):
+    """Whether presence is kept and sent."""
+
+    enabled: bool = True
+
+
+class UserDirectory(Section):
+    """The search for people."""
+
+    enabled: bool = True
+    search_all_users: bool = False
+    prefer_local_users: bool = False
+    exclude_remote_users: bool = False
+    show_locked_users: bool = False
+
+
+class Push(Section):
+    """What push gateways are told."""
+
+    enabled: bool = True
+    include_content: bool = True
+    group_unread_count_by_room: bool = True
+    jitter_delay: Duration | None = None
+
+
+class DirectoryRule(Section):
+    """The first rule whose globs all match decides. Used for aliases and for the published directory."""
+
+    user_id: str = "*"
+    alias: str = "*"
+    room_id: str = "*"
+    action: Literal["allow", "deny"] = "allow"
+
+
+class SupportContact(Section):
+    """Whom to ask. Spec: C-S API, GET /.well-known/matrix/support."""
+
+    role: str = "m.role.admin"
+    matrix_id: str | None = None
+    email_address: str | None = None
+
+
+class Support(Section):
+    """What /.well-known/matrix/support answers."""
+
+    contacts: tuple[SupportContact, ...] = ()
+    support_page: str | None = None
+
+
+class Pool(Section):
+    """Connections to one database from one process."""
+
+    min_size: PositiveInt = 1
+    max_size: PositiveInt = 10
+
+
+def section_of(annotation: object) -> type[BaseModel] | None:
+    """The section that a field's annotation names, through Optional, Annotated, lists and mappings."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for part in getattr(annotation, "__args__", ()):
+        found = section_of(part)
+        if found is not None:
+            return found
+    return None
