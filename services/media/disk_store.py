@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 CHUNK_BYTES = 256 * 1024
+# An upload gathers so much between two trips to a thread.
+GATHER_BYTES = 512 * 1024
 IO_THREADS = 8
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{8,128}")
@@ -63,17 +65,18 @@ class StoredObject:
 class ObjectWriter:
     """A new object that nobody sees before `finish`."""
 
-    def __init__(self, store: "DiskStore", key: str, file: BinaryIO, limit_bytes: int) -> None:
+    def __init__(self, store: "DiskStore", key: str, temporary: Path, limit_bytes: int) -> None:
         self.key = key
         self.size_bytes = 0
         self._store = store
-        self._file = file
+        self._temporary = temporary
+        self._file: BinaryIO | None = None  # opened by the first write to the disk
         self._limit_bytes = limit_bytes
         self._gathered: list[bytes] = []
         self._gathered_bytes = 0
 
     async def write(self, chunk: bytes) -> None:
-        """Add bytes; they go to the disk in pieces of about CHUNK_BYTES.
+        """Add bytes; they go to the disk in pieces of about GATHER_BYTES.
 
         Raises:
             ObjectTooLarge: the limit is exceeded; the caller discards the writer.
@@ -83,9 +86,8 @@ class ObjectWriter:
             raise ObjectTooLarge
         self._gathered.append(chunk)
         self._gathered_bytes += len(chunk)
-        if self._gathered_bytes >= CHUNK_BYTES:
-            pieces = self._take()
-            await self._store.run(self._file.writelines, pieces)
+        if self._gathered_bytes >= GATHER_BYTES:
+            await self._store.run(self._write, self._take())
 
     async def finish(self) -> None:
         """Put the object in its place, safe against a power cut, before any row names it."""
@@ -100,19 +102,26 @@ class ObjectWriter:
         pieces, self._gathered, self._gathered_bytes = self._gathered, [], 0
         return pieces
 
-    def _finish(self, pieces: list[bytes]) -> None:
+    def _write(self, pieces: list[bytes]) -> BinaryIO:
+        if self._file is None:
+            self._file = open(self._temporary, "xb")  # noqa: SIM115 (finish and discard close it)
         self._file.writelines(pieces)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        return self._file
+
+    def _finish(self, pieces: list[bytes]) -> None:
+        file = self._write(pieces)
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
         place = self._store.path_of(self.key)
         place.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(self._file.name, place)
+        os.rename(self._temporary, place)
         _sync_directory(place.parent)
 
     def _discard(self) -> None:
-        self._file.close()
-        Path(self._file.name).unlink(missing_ok=True)
+        if self._file is not None:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
 
 
 class DiskStore:
@@ -140,11 +149,14 @@ class DiskStore:
         """
         return self._root / "content" / _split(key)
 
-    async def create(self, key: str, limit_bytes: int) -> ObjectWriter:
-        """Begin an object of at most `limit_bytes` under a new random key."""
+    def create(self, key: str, limit_bytes: int) -> ObjectWriter:
+        """Begin an object of at most `limit_bytes` under a new random key.
+
+        Raises:
+            ValueError: not a key of this store.
+        """
         _split(key)
-        file = await self.run(open, self._root / "incoming" / key, "xb")
-        return ObjectWriter(self, key, file, limit_bytes)
+        return ObjectWriter(self, key, self._root / "incoming" / key, limit_bytes)
 
     async def find(self, key: str) -> StoredObject | None:
         """Open an object."""

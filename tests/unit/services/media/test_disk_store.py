@@ -28,7 +28,7 @@ async def read(found: StoredObject | None) -> bytes:
 
 async def test_an_object_appears_when_it_is_finished(store: DiskStore, tmp_path: Path) -> None:
     content = bytes(range(256)) * 4096
-    writer = await store.create(KEY, len(content))
+    writer = store.create(KEY, len(content))
     for start in range(0, len(content), 65_536):
         await writer.write(content[start : start + 65_536])
     assert await store.find(KEY) is None
@@ -44,7 +44,7 @@ async def test_an_object_appears_when_it_is_finished(store: DiskStore, tmp_path:
 
 
 async def test_what_is_too_large_leaves_nothing(store: DiskStore, tmp_path: Path) -> None:
-    writer = await store.create(KEY, 10)
+    writer = store.create(KEY, 10)
     await writer.write(b"0123456789")
     with pytest.raises(ObjectTooLarge):
         await writer.write(b"0")
@@ -57,11 +57,11 @@ async def test_a_key_is_never_a_path(store: DiskStore, key: str) -> None:
     with pytest.raises(ValueError, match="not the key"):
         await store.find(key)
     with pytest.raises(ValueError, match="not the key"):
-        await store.create(key, 1)
+        store.create(key, 1)
 
 
 async def test_thumbnails_go_with_their_source(store: DiskStore, tmp_path: Path) -> None:
-    writer = await store.create(KEY, 10)
+    writer = store.create(KEY, 10)
     await writer.finish()
     await store.add_thumbnail(KEY, "32x32-crop", b"one")
     await store.add_thumbnail(KEY, "32x32-crop", b"two")

@@ -1,0 +1,267 @@
+"""Device keys and one-time keys: upload, query, claim.
+
+Plain routes: clients call these before each encrypted conversation, with hundreds of users at once.
+
+Spec: C-S API §End-to-End Encryption, §Key management API.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from matrixcore.identifiers import InvalidIdentifier, ServerName, UserId, parse_user_id, server_of
+from services.gateway.dependencies import gateway_of
+from services.gateway.key_checks import (
+    check_device_keys,
+    check_fallback_keys,
+    check_one_time_keys,
+    is_same_key,
+    merge_signatures,
+)
+from services.gateway.routing import client_routes, json_object_of, requester_of
+from tessera.fanout import Fanout
+from tessera.http.errors import Forbidden, InvalidParam, MatrixError
+from tessera.http.replies import json_reply
+from tessera.storage import cross_signing, device_changes, device_keys, one_time_keys, user_log, users
+from tessera.storage.cross_signing import ServedCrossSigningKey
+from tessera.storage.database import Database, Transaction
+from tessera.storage.device_changes import DeviceChange
+from tessera.storage.device_keys import ServedDeviceKeys
+from tessera.storage.one_time_keys import ClaimedKey, ClaimTarget, KeyClash
+from tessera.storage.user_log import LogEntry, UserLogKind
+from tessera.wakes import DeviceWake
+
+# Clients keep about a hundred one-time keys in stock.
+MAX_STORED_ONE_TIME_KEYS = 5000
+USUAL_ALGORITHM = "signed_curve25519"
+
+UNREACHABLE = {"status": 503, "message": "The server of these users cannot be reached"}
+
+
+async def upload_keys(request: Request) -> Response:
+    """Publish keys of the session's device."""
+    gateway = gateway_of(request)
+    requester = await requester_of(request)
+    body = await json_object_of(request)
+    counts = await store_keys(gateway.accounts, gateway.fanout, requester.user_id, requester.device_id, body)
+    return json_reply({"one_time_key_counts": counts})
+
+
+async def query_keys(request: Request) -> Response:
+    """The keys of users' devices."""
+    gateway = gateway_of(request)
+    requester = await requester_of(request)
+    asked = check_query(await json_object_of(request))
+    return json_reply(await list_keys(gateway.accounts, gateway.server_name, requester.user_id, asked))
+
+
+async def claim_keys(request: Request) -> Response:
+    """One-time keys for new sessions."""
+    gateway = gateway_of(request)
+    await requester_of(request)
+    asked = check_claim(await json_object_of(request))
+    return json_reply(await take_keys(gateway.accounts, gateway.fanout, gateway.server_name, asked))
+
+
+routes = [
+    *client_routes("/keys/upload", upload_keys, methods=["POST"]),
+    *client_routes("/keys/query", query_keys, methods=["POST"]),
+    *client_routes("/keys/claim", claim_keys, methods=["POST"]),
+]
+
+
+def check_query(body: Mapping[str, Any]) -> dict[UserId, list[str]]:
+    """User -> device IDs of a query.
+
+    Raises:
+        InvalidParam
+    """
+    asked: dict[UserId, list[str]] = {}
+    for user_id, device_ids in _users_of(body, "device_keys"):
+        if not isinstance(device_ids, list) or not all(isinstance(device_id, str) for device_id in device_ids):
+            raise InvalidParam("device_keys must map user IDs to lists of device IDs")
+        asked[user_id] = device_ids
+    return asked
+
+
+def check_claim(body: Mapping[str, Any]) -> dict[UserId, dict[str, str]]:
+    """User -> device ID -> algorithm of a claim.
+
+    Raises:
+        InvalidParam
+    """
+    asked: dict[UserId, dict[str, str]] = {}
+    for user_id, devices in _users_of(body, "one_time_keys"):
+        if not isinstance(devices, dict) or not all(isinstance(algorithm, str) for algorithm in devices.values()):
+            raise InvalidParam("one_time_keys must map user IDs to device IDs to algorithms")
+        asked[user_id] = devices
+    return asked
+
+
+def _users_of(body: Mapping[str, Any], field: str) -> list[tuple[UserId, Any]]:
+    given = body.get(field)
+    if not isinstance(given, Mapping):
+        raise InvalidParam(f"{field} must be an object")
+    try:
+        return [(parse_user_id(user_id), value) for user_id, value in given.items()]
+    except InvalidIdentifier as error:
+        raise InvalidParam(f"{field}: {error}") from None
+
+
+async def store_keys(
+    accounts: Database, fanout: Fanout, user_id: UserId, device_id: str, body: Mapping[str, Any]
+) -> dict[str, int]:
+    """Store a device's keys; answers its one-time key counts. Repeating a request changes nothing.
+
+    Raises:
+        InvalidParam: keys of another device, malformed keys, or too many.
+        MatrixError: a one-time key's name stands for another key already (400).
+    """
+    keys = None if body.get("device_keys") is None else check_device_keys(body["device_keys"], user_id, device_id)
+    one_time = check_one_time_keys(body.get("one_time_keys") or {}, "one_time_keys")
+    fallback = check_fallback_keys(body.get("fallback_keys") or {}, "fallback_keys")
+    heads: dict[UserId, int] = {}
+    device_position: int | None = None
+    async with accounts.transaction() as tx:
+        if keys is not None or one_time or fallback:
+            await device_keys.lock_device(tx, user_id, device_id)
+        is_new_device = keys is not None and await _set_device_keys(tx, user_id, device_id, keys)
+        if one_time:
+            clashes = await one_time_keys.list_clashes(tx, user_id, device_id, one_time)
+            if clashes:
+                raise _clash_error(clashes[0])
+            await one_time_keys.add_keys(tx, user_id, device_id, one_time)
+        if fallback:
+            await one_time_keys.set_fallback_keys(tx, user_id, device_id, fallback)
+        counts = await one_time_keys.count_keys(tx, user_id, device_id)
+        if one_time and max(counts.values(), default=0) > MAX_STORED_ONE_TIME_KEYS:
+            raise InvalidParam(f"the device has more than {MAX_STORED_ONE_TIME_KEYS} one-time keys in stock")
+        if one_time or fallback:
+            heads = await user_log.append(tx, [LogEntry(user_id, UserLogKind.ONE_TIME_KEYS, key=device_id)])
+        if is_new_device:
+            device_position = await device_changes.add_changes(tx, [DeviceChange(user_id, device_id)])
+    if heads:
+        await fanout.publish_user_wakes(user_log.wakes_of(heads))
+    if device_position is not None:
+        await fanout.publish_device_wake(DeviceWake(device_position, (user_id,)))
+    return {USUAL_ALGORITHM: 0, **counts}
+
+
+async def list_keys(
+    accounts: Database, server_name: ServerName, reader: UserId, asked: Mapping[UserId, Sequence[str]]
+) -> dict[str, Any]:
+    """The device and cross-signing keys of users, as `reader` may see them; contents are orjson Fragments.
+
+    Args:
+        asked: user -> device IDs, none for all devices.
+
+    A few statements whatever the number of users. A local user who does not exist is left out; one without devices
+    has an empty object.
+    """
+    local, failures = _split_by_server(asked, server_name)
+    whole = [user_id for user_id in local if not asked[user_id]]
+    single = [(user_id, device_id) for user_id in local for device_id in asked[user_id]]
+    async with accounts.reading() as tx:
+        rows = await device_keys.list_of_users(tx, whole) if whole else []
+        if single:
+            rows += await device_keys.list_of_devices(tx, single)
+        signing = await cross_signing.list_visible(tx, local, reader) if local else []
+        devices: dict[str, dict[str, orjson.Fragment]] = {}
+        for row in rows:
+            devices.setdefault(row.user_id, {})[row.device_id] = _served_device(row)
+        absent = [user_id for user_id in local if user_id not in devices]
+        if absent:
+            for user_id in await users.list_existing(tx, absent):
+                devices[user_id] = {}
+    by_usage: dict[str, dict[str, orjson.Fragment]] = {"master": {}, "self_signing": {}, "user_signing": {}}
+    for key in signing:
+        by_usage[key.usage][key.user_id] = _served_cross_signing_key(key, reader)
+    return {
+        "device_keys": devices,
+        "failures": failures,
+        **{f"{usage}_keys": keys for usage, keys in by_usage.items()},
+    }
+
+
+async def take_keys(
+    accounts: Database, fanout: Fanout, server_name: ServerName, asked: Mapping[UserId, Mapping[str, str]]
+) -> dict[str, Any]:
+    """Take one one-time key (else the fallback key) for each device that is asked for.
+
+    Args:
+        asked: user -> device ID -> algorithm.
+    """
+    local, failures = _split_by_server(asked, server_name)
+    targets: list[ClaimTarget] = [(user, device, name) for user in local for device, name in asked[user].items()]
+    claimed: list[ClaimedKey] = []
+    heads: dict[UserId, int] = {}
+    if targets:
+        async with accounts.transaction() as tx:
+            claimed = await one_time_keys.claim_keys(tx, targets)
+            changed = sorted({(key.user_id, key.device_id) for key in claimed if key.changes_sync})
+            heads = await user_log.append(
+                tx, [LogEntry(user, UserLogKind.ONE_TIME_KEYS, key=device) for user, device in changed]
+            )
+    if heads:
+        await fanout.publish_user_wakes(user_log.wakes_of(heads))
+    keys: dict[str, dict[str, dict[str, orjson.Fragment]]] = {}
+    for key in claimed:
+        device = keys.setdefault(key.user_id, {}).setdefault(key.device_id, {})
+        device[f"{key.algorithm}:{key.key_id}"] = orjson.Fragment(key.content)
+    return {"one_time_keys": keys, "failures": failures}
+
+
+async def _set_device_keys(tx: Transaction, user_id: UserId, device_id: str, content: bytes) -> bool:
+    """Store device keys unless they are there already; whether anything is new."""
+    stored = await device_keys.find_uploaded(tx, user_id, device_id)
+    if stored == content:
+        return False
+    signed: bytes | None = None
+    if stored is not None and is_same_key(orjson.loads(stored), orjson.loads(content)):
+        signatures = await cross_signing.list_own_signatures(tx, user_id, [device_id])
+        if signatures:
+            signed = merge_signatures(orjson.loads(content), user_id, signatures[device_id])
+    else:
+        # What was signed under this name before was another key.
+        await cross_signing.delete_signatures_on(tx, user_id, [device_id])
+        if device_id in {key.key_id for key in (await cross_signing.find_keys(tx, user_id)).values()}:
+            raise Forbidden("The device ID is one of the user's cross-signing keys")
+    await device_keys.set_keys(tx, user_id, device_id, content, signed)
+    return True
+
+
+def _clash_error(clash: KeyClash) -> MatrixError:
+    # Clients recognise this wording and report both keys.
+    return MatrixError(
+        f"One time key {clash.name} already exists. Old key: {clash.stored.decode()}; new key: {clash.given.decode()}",
+        errcode="M_UNKNOWN",
+        status=400,
+    )
+
+
+def _served_device(row: ServedDeviceKeys) -> orjson.Fragment:
+    """Splice `unsigned` into the stored object, which is never empty."""
+    name = b"" if row.display_name is None else b'"device_display_name":' + orjson.dumps(row.display_name)
+    return orjson.Fragment(b'%b,"unsigned":{%b}}' % (row.content[:-1], name))
+
+
+def _served_cross_signing_key(key: ServedCrossSigningKey, reader: UserId) -> orjson.Fragment:
+    if not key.private_signatures:
+        return orjson.Fragment(key.content)
+    return orjson.Fragment(merge_signatures(orjson.loads(key.content), reader, key.private_signatures))
+
+
+def _split_by_server(asked: Iterable[UserId], server_name: ServerName) -> tuple[list[UserId], dict[str, Any]]:
+    """Our own users among those asked for, and the failures to report for everybody else's servers."""
+    local: list[UserId] = []
+    failures: dict[str, Any] = {}
+    for user_id in asked:
+        server = server_of(user_id)
+        if server == server_name:
+            local.append(user_id)
+        else:
+            failures[server] = UNREACHABLE
+    return local, failures

@@ -1,0 +1,115 @@
+"""Send-to-device messages.
+
+Spec: C-S API §Send-to-Device messaging.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from matrixcore.identifiers import InvalidIdentifier, ServerName, UserId, parse_user_id, server_of
+from services.gateway.dependencies import gateway_of
+from services.gateway.routing import client_routes, json_object_of, requester_of
+from tessera.fanout import Fanout
+from tessera.http.errors import InvalidParam
+from tessera.http.replies import json_reply
+from tessera.storage import to_device, user_log
+from tessera.storage.database import Database, Transaction
+from tessera.storage.to_device import OutgoingMessage
+
+EVERY_DEVICE = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class ToDeviceRequest:
+    """One request: its sender and transaction, and user -> device (or "*") -> content."""
+
+    sender: UserId
+    device_id: str
+    event_type: str
+    txn_id: str
+    messages: Mapping[UserId, Mapping[str, Mapping[str, Any]]]
+
+
+async def send_to_device(request: Request) -> Response:
+    """Send messages to devices."""
+    gateway = gateway_of(request)
+    requester = await requester_of(request)
+    body = await json_object_of(request)
+    path = request.path_params
+    message = ToDeviceRequest(
+        requester.user_id, requester.device_id, path["event_type"], path["txn_id"], check_messages(body)
+    )
+    await deliver(gateway.accounts, gateway.fanout, gateway.server_name, message, gateway.clock.now_ms())
+    return json_reply({})
+
+
+# A transaction ID is the client's: it may hold a slash.
+routes = client_routes("/sendToDevice/{event_type}/{txn_id:path}", send_to_device, methods=["PUT"])
+
+
+def check_messages(body: Mapping[str, Any]) -> dict[UserId, Mapping[str, Mapping[str, Any]]]:
+    """User -> device -> content of a request.
+
+    Raises:
+        InvalidParam
+    """
+    given = body.get("messages")
+    if not isinstance(given, Mapping):
+        raise InvalidParam("messages must be an object")
+    messages: dict[UserId, Mapping[str, Mapping[str, Any]]] = {}
+    for user_id, devices in given.items():
+        if not isinstance(devices, Mapping) or not all(isinstance(content, Mapping) for content in devices.values()):
+            raise InvalidParam("messages must map user IDs to device IDs to contents")
+        try:
+            messages[parse_user_id(user_id)] = devices
+        except InvalidIdentifier as error:
+            raise InvalidParam(f"messages: {error}") from None
+    return messages
+
+
+async def deliver(
+    accounts: Database, fanout: Fanout, server_name: ServerName, request: ToDeviceRequest, now_ms: int
+) -> None:
+    """Put the messages into the inboxes of our own users' devices, once for a transaction ID.
+
+    Returns after the commit and after the recipients' syncs were told. Devices that do not exist are passed over, and
+    so are other servers' users. All recipients are served by one transaction of a few statements.
+    """
+    local = {user_id: devices for user_id, devices in request.messages.items() if server_of(user_id) == server_name}
+    async with accounts.transaction() as tx:
+        if not await to_device.claim_transaction(
+            tx, request.sender, request.device_id, request.event_type, request.txn_id, now_ms
+        ):
+            return
+        messages = await _address(tx, local)
+        heads = await to_device.add_messages(tx, request.sender, request.event_type, messages)
+    if heads:
+        await fanout.publish_user_wakes(user_log.wakes_of(heads))
+
+
+async def _address(
+    tx: Transaction, messages: Mapping[UserId, Mapping[str, Mapping[str, Any]]]
+) -> list[OutgoingMessage]:
+    """One message for each existing device that is meant; a message for the device itself beats one for all."""
+    everywhere = {
+        user: orjson.dumps(devices[EVERY_DEVICE]) for user, devices in messages.items() if EVERY_DEVICE in devices
+    }
+    single = {
+        (user, device): orjson.dumps(content)
+        for user, devices in messages.items()
+        for device, content in devices.items()
+        if device != EVERY_DEVICE
+    }
+    addressed: dict[tuple[UserId, str], bytes] = {}
+    if everywhere:
+        for user, device in await to_device.list_devices_of(tx, list(everywhere)):
+            addressed[user, device] = everywhere[user]
+    if single:
+        for known in await to_device.list_known_devices(tx, single):
+            addressed[known] = single[known]
+    return [OutgoingMessage(user, device, content) for (user, device), content in sorted(addressed.items())]

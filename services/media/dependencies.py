@@ -1,0 +1,56 @@
+"""What the media handlers work with: built once in main.py, reached through the application's state."""
+
+import asyncio
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from matrixcore.identifiers import ServerName
+from services.media.disk_store import DiskStore
+from services.media.thumbnailer import Thumbnailer
+from tessera.clock import Clock
+from tessera.ids import IdSource
+from tessera.storage.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class MediaLimits:
+    """The settings of the content repository.
+
+    Attributes:
+        authenticated: what is uploaded from now on is served on the authenticated paths only, and the old paths
+            serve only what was uploaded before (Synapse's enable_authenticated_media).
+        unused_lifetime_ms: a reserved ID without content is void after so long.
+    """
+
+    max_upload_bytes: int = 50 * 1024 * 1024
+    max_image_pixels: int = 32 * 1024 * 1024
+    max_pending_uploads: int = 5
+    unused_lifetime_ms: int = 24 * 3600 * 1000
+    authenticated: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class MediaDeps:
+    """Everything that outlives a request.
+
+    Attributes:
+        uploads: one place for each upload that is being received.
+        waiters: one place for each download that waits for content to come.
+    """
+
+    server_name: ServerName
+    clock: Clock
+    ids: IdSource
+    accounts: Database
+    store: DiskStore
+    thumbnailer: Thumbnailer
+    limits: MediaLimits
+    uploads: asyncio.Semaphore
+    waiters: asyncio.Semaphore
+
+
+def media_of(request: Request) -> MediaDeps:
+    """The dependencies of the application that serves the request."""
+    media: MediaDeps = request.app.state.media
+    return media
