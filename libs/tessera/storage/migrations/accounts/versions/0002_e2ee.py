@@ -5,8 +5,8 @@ JSON is kept as bytea, exactly as it was serialised, and spliced into answers as
 
 from alembic import op
 
-revision = "0002_e2ee"
-down_revision = "0001_accounts"
+revision = "0002"
+down_revision = "0001"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,127 @@
+"""Bring a database's schema up to what this release needs.
+
+Alembic knows the revisions and turns them into SQL; asyncpg runs each in a transaction of its
+own, with a short lock_timeout so that a migration never queues in front of live traffic.
+"""
+
+import io
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+
+import asyncpg
+from alembic.config import Config
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
+from alembic.script import Script, ScriptDirectory
+
+LOCK_TIMEOUT_MS = 5_000
+STARTERS_LOCK = 0x7E55E8A  # the advisory lock under which one of several starters migrates
+
+
+class Tree(Enum):
+    """The two kinds of store; the value is the schema's name and the folder's."""
+
+    ROOMS = "rooms"
+    ACCOUNTS = "accounts"
+
+
+class MigrationError(Exception):
+    """The schema cannot be brought up to date; the text says why in one line."""
+
+
+class NewerSchema(MigrationError):
+    """The database was migrated by a newer release, which this one does not understand."""
+
+
+async def migrate(dsn: str, tree: Tree, *, progress: Callable[[str], None] | None = None) -> list[str]:
+    """Run what is missing, oldest first; several processes may do so at once.
+
+    Returns:
+        The revisions that were run.
+
+    Raises:
+        NewerSchema: the database is ahead of this code.
+        MigrationError: a revision failed; those before it are kept.
+    """
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute("SELECT pg_advisory_lock($1)", STARTERS_LOCK)
+        await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {tree.value}")
+        await connection.execute(
+            f"CREATE TABLE IF NOT EXISTS {tree.value}.schema_revision"
+            " (revision text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        pending = await _pending(connection, tree)
+        for script in pending:
+            if progress is not None:
+                progress(f"{tree.value} {script.revision}: {(script.doc or '').splitlines()[0]}")
+            await _run(connection, tree, script)
+        return [script.revision for script in pending]
+    finally:
+        await connection.close()
+
+
+async def pending_revisions(dsn: str, tree: Tree) -> list[str]:
+    """What `migrate` would run."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        return [script.revision for script in await _pending(connection, tree)]
+    finally:
+        await connection.close()
+
+
+async def require_current(dsn: str, tree: Tree) -> None:
+    """Refuse to work on a schema that is behind or ahead.
+
+    Raises:
+        MigrationError, NewerSchema.
+    """
+    if pending := await pending_revisions(dsn, tree):
+        raise MigrationError(f"the schema `{tree.value}` lacks {', '.join(pending)}: run `tessera migrate`")
+
+
+def known_revisions(tree: Tree) -> list[Script]:
+    """The revisions of this release, oldest first."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / tree.value))
+    config.set_main_option("path_separator", "os")
+    scripts = list(ScriptDirectory.from_config(config).walk_revisions())
+    return scripts[::-1]
+
+
+async def _pending(connection: asyncpg.Connection, tree: Tree) -> list[Script]:
+    applied: set[str] = set()
+    if await connection.fetchval("SELECT to_regclass($1)", f"{tree.value}.schema_revision"):
+        rows = await connection.fetch(f"SELECT revision FROM {tree.value}.schema_revision")  # noqa: S608 -- an enum
+        applied = {row["revision"] for row in rows}
+    scripts = known_revisions(tree)
+    if ahead := applied - {script.revision for script in scripts}:
+        raise NewerSchema(
+            f"the schema `{tree.value}` has revision {max(ahead)}, this release knows up to"
+            f" {scripts[-1].revision if scripts else 'none'}: start the newer release, or restore a backup"
+        )
+    return [script for script in scripts if script.revision not in applied]
+
+
+async def _run(connection: asyncpg.Connection, tree: Tree, script: Script) -> None:
+    try:
+        async with connection.transaction():
+            await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
+            await connection.execute(_sql_of(script))
+            await connection.execute(
+                f"INSERT INTO {tree.value}.schema_revision (revision) VALUES ($1)",  # noqa: S608 -- an enum
+                script.revision,
+            )
+    except asyncpg.PostgresError as error:
+        raise MigrationError(f"revision {script.revision} of `{tree.value}` failed: {error}") from error
+
+
+def _sql_of(script: Script) -> str:
+    buffer = io.StringIO()
+    context = MigrationContext.configure(
+        dialect_name="postgresql", opts={"as_sql": True, "output_buffer": buffer, "transactional_ddl": False}
+    )
+    with Operations.context(context):
+        script.module.upgrade()
+    return buffer.getvalue()
