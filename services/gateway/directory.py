@@ -1,0 +1,54 @@
+"""Room aliases. Spec: C-S API §Room aliases."""
+
+from starlette.responses import Response
+
+from matrixcore.identifiers import InvalidIdentifier, parse_room_id
+from services.gateway.dependencies import GatewayDep
+from services.gateway.path_identifiers import alias_of, room_id_of
+from services.gateway.room_access import require_view
+from services.gateway.room_directory import create_alias, delete_alias, resolve_alias
+from services.gateway.routing import CurrentRequester, JsonObject, client_router
+from tessera.http.errors import InvalidParam
+from tessera.http.replies import json_reply
+from tessera.storage import aliases
+
+router = client_router()
+
+
+@router.put("/directory/room/{room_alias}")
+async def set_room_alias(
+    room_alias: str, body: JsonObject, requester: CurrentRequester, gateway: GatewayDep
+) -> Response:
+    """Make an alias for a room."""
+    alias = alias_of(room_alias)
+    try:
+        room_id = parse_room_id(body.get("room_id"))
+    except InvalidIdentifier as error:
+        raise InvalidParam(f"room_id: {error}") from error
+    await create_alias(gateway.rooms, gateway.server_name, alias, room_id, requester.user_id)
+    return json_reply({})
+
+
+@router.get("/directory/room/{room_alias}")
+async def get_room_id_by_alias(room_alias: str, gateway: GatewayDep) -> Response:
+    """Where an alias leads. Needs no access token."""
+    bound = await resolve_alias(gateway.rooms, gateway.server_name, alias_of(room_alias))
+    return json_reply({"room_id": bound.room_id, "servers": [gateway.server_name]})
+
+
+@router.delete("/directory/room/{room_alias}")
+async def delete_room_alias(room_alias: str, requester: CurrentRequester, gateway: GatewayDep) -> Response:
+    """Release an alias."""
+    await delete_alias(gateway.rooms, gateway.server_name, alias_of(room_alias), requester.user_id)
+    return json_reply({})
+
+
+@router.get("/rooms/{room_id}/aliases")
+async def get_local_aliases(room_id: str, requester: CurrentRequester, gateway: GatewayDep) -> Response:
+    """The aliases that this server has for a room."""
+    room = room_id_of(room_id)
+    async with gateway.shards.of_room(room).reading() as tx:
+        await require_view(tx, gateway.accounts, room, requester.user_id)
+    async with gateway.accounts.reading() as tx:
+        bound = await aliases.list_aliases(tx, room)
+    return json_reply({"aliases": [one.alias for one in bound]})

@@ -1,0 +1,128 @@
+"""Events that relate to an event. Spec: C-S API §Relationships API."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Query
+from starlette.responses import Response
+
+from matrixcore.visibility import Sight
+from services.gateway.dependencies import GatewayDep, GatewayDeps
+from services.gateway.event_pages import serve_page
+from services.gateway.path_identifiers import event_id_of, point_of, room_id_of
+from services.gateway.room_access import require_view
+from services.gateway.routing import CurrentRequester, client_router
+from tessera.http.authentication import Requester
+from tessera.http.errors import Forbidden, NotFound
+from tessera.http.replies import json_reply
+from tessera.pagination_token import encode_page_token, point_before
+from tessera.room_visibility import sight_of
+from tessera.storage.room_reads.events import find_event
+from tessera.storage.room_reads.relations import list_children
+
+router = client_router()
+
+DEFAULT_LIMIT = 5
+MAX_LIMIT = 100
+
+Direction = Annotated[Literal["b", "f"], Query(alias="dir")]
+Start = Annotated[str | None, Query(alias="from")]
+Stop = Annotated[str | None, Query(alias="to")]
+Limit = Annotated[int, Query(ge=0)]
+
+
+@router.get("/rooms/{room_id}/relations/{event_id}")
+async def get_relating_events(
+    room_id: str,
+    event_id: str,
+    requester: CurrentRequester,
+    gateway: GatewayDep,
+    start: Start = None,
+    stop: Stop = None,
+    limit: Limit = DEFAULT_LIMIT,
+    direction: Direction = "b",
+    recurse: bool = False,
+) -> Response:
+    """All events that relate to an event."""
+    return await _list(gateway, requester, room_id, event_id, (None, None), start, stop, limit, direction)
+
+
+@router.get("/rooms/{room_id}/relations/{event_id}/{rel_type}")
+async def get_relating_events_with_rel_type(
+    room_id: str,
+    event_id: str,
+    rel_type: str,
+    requester: CurrentRequester,
+    gateway: GatewayDep,
+    start: Start = None,
+    stop: Stop = None,
+    limit: Limit = DEFAULT_LIMIT,
+    direction: Direction = "b",
+    recurse: bool = False,
+) -> Response:
+    """Those that relate to it in one way."""
+    return await _list(gateway, requester, room_id, event_id, (rel_type, None), start, stop, limit, direction)
+
+
+@router.get("/rooms/{room_id}/relations/{event_id}/{rel_type}/{event_type}")
+async def get_relating_events_with_rel_type_and_event_type(
+    room_id: str,
+    event_id: str,
+    rel_type: str,
+    event_type: str,
+    requester: CurrentRequester,
+    gateway: GatewayDep,
+    start: Start = None,
+    stop: Stop = None,
+    limit: Limit = DEFAULT_LIMIT,
+    direction: Direction = "b",
+    recurse: bool = False,
+) -> Response:
+    """Those that relate to it in one way and are of one type."""
+    return await _list(gateway, requester, room_id, event_id, (rel_type, event_type), start, stop, limit, direction)
+
+
+async def _list(
+    gateway: GatewayDeps,
+    requester: Requester,
+    room_id: str,
+    event_id: str,
+    kinds: tuple[str | None, str | None],
+    start: str | None,
+    stop: str | None,
+    limit: int,
+    direction: str,
+) -> Response:
+    room, target = room_id_of(room_id), event_id_of(event_id)
+    limit = max(1, min(limit, MAX_LIMIT))
+    backwards = direction == "b"
+    async with gateway.shards.of_room(room).reading() as tx:
+        try:
+            view = await require_view(tx, gateway.accounts, room, requester.user_id)
+        except Forbidden as error:
+            raise NotFound("Event not found") from error
+        parent = await find_event(tx, room, target)
+        if parent is None or sight_of(parent, view.history) is Sight.HIDDEN:
+            raise NotFound("Event not found")
+        begin = point_of(start, "from", view.room.partition)
+        end = point_of(stop, "to", view.room.partition)
+        after, up_to = (end, begin) if backwards else (begin, end)
+        rows = await list_children(
+            tx,
+            room,
+            target,
+            after=after,
+            up_to=view.capped(up_to),
+            backwards=backwards,
+            limit=limit,
+            rel_type=kinds[0],
+            event_type=kinds[1],
+        )
+        visible = [row for row in rows if sight_of(row, view.history) is not Sight.HIDDEN]
+        chunk = await serve_page(tx, view, visible, requester.device_id, gateway.clock.now_ms())
+    reply: dict[str, Any] = {"chunk": chunk}
+    if len(rows) == limit:
+        last = rows[-1].order
+        reply["next_batch"] = encode_page_token(point_before(last) if backwards else last)
+    if start is not None:
+        reply["prev_batch"] = start
+    return json_reply(reply)
