@@ -1,0 +1,1 @@
+"""Projections of the rooms into the account store: local memberships, the directory."""
