@@ -9,6 +9,7 @@ from matrixcore.identifiers import ServerName
 from services.media.disk_store import DiskStore
 from services.media.thumbnailer import Thumbnailer
 from tessera.clock import Clock
+from tessera.http.limits import RateLimits
 from tessera.ids import IdSource
 from tessera.storage.database import Database
 
@@ -48,6 +49,12 @@ class MediaDeps:
     limits: MediaLimits
     uploads: asyncio.Semaphore
     waiters: asyncio.Semaphore
+    rates: RateLimits
+
+    def close(self) -> None:
+        """End the threads; blocks until what they are doing is finished."""
+        self.thumbnailer.close()
+        self.store.close()
 
 
 def media_of(request: Request) -> MediaDeps:

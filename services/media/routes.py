@@ -65,6 +65,7 @@ async def create_content(request: Request) -> Response:
     """Reserve a media ID."""
     media = media_of(request)
     requester = await authenticate(request)
+    media.rates.check("rc_media_create", requester.user_id)
     media_id, expires_ms = await reserve(media, requester.user_id)
     return json_reply({"content_uri": f"mxc://{media.server_name}/{media_id}", "unused_expires_at": expires_ms})
 

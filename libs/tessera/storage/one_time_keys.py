@@ -149,7 +149,7 @@ async def claim_keys(tx: Transaction, targets: Sequence[ClaimTarget]) -> list[Cl
     A key that a concurrent claim is taking is passed over. Two statements at most, whatever the number of targets.
     """
     rows = await tx.fetch(CLAIM, *_target_columns(targets))
-    claimed = [ClaimedKey(*row, changes_sync=True) for row in rows]
+    claimed = [ClaimedKey(*row, True) for row in rows]
     served = {(key.user_id, key.device_id, key.algorithm) for key in claimed}
     missing = [target for target in targets if target not in served]
     if missing:

@@ -1,0 +1,42 @@
+"""Puts the media service together."""
+
+import asyncio
+
+from services.media.dependencies import MediaDeps, MediaLimits
+from services.media.disk_store import DiskStore
+from services.media.thumbnailer import Thumbnailer
+from tessera.clock import Clock
+from tessera.config import Settings
+from tessera.http.limits import RateLimits
+from tessera.ids import IdSource
+from tessera.storage.database import Database
+
+# An upload holds at most about 600 KiB of memory, a waiting download next to nothing.
+MAX_UPLOADS = 64
+MAX_WAITERS = 256
+
+
+def build_media(settings: Settings, accounts: Database, clock: Clock, ids: IdSource, rates: RateLimits) -> MediaDeps:
+    """What goes to `app.state.media` beside `app.state.authenticator`; the caller closes it at the end.
+
+    Makes the media directory if it is not there.
+    """
+    store = DiskStore(settings.media_directory)
+    return MediaDeps(
+        server_name=settings.server_name,
+        clock=clock,
+        ids=ids,
+        accounts=accounts,
+        store=store,
+        thumbnailer=Thumbnailer(store, settings.max_image_pixels),
+        limits=MediaLimits(
+            max_upload_bytes=settings.max_upload_size,
+            max_image_pixels=settings.max_image_pixels,
+            max_pending_uploads=settings.max_pending_media_uploads,
+            unused_lifetime_ms=settings.unused_expiration_time,
+            authenticated=settings.enable_authenticated_media,
+        ),
+        uploads=asyncio.Semaphore(MAX_UPLOADS),
+        waiters=asyncio.Semaphore(MAX_WAITERS),
+        rates=rates,
+    )
