@@ -62,7 +62,7 @@ WITH chosen AS MATERIALIZED (
 DELETE FROM accounts.one_time_keys taken USING chosen
 WHERE taken.user_id = chosen.user_id AND taken.device_id = chosen.device_id
   AND taken.algorithm = chosen.algorithm AND taken.key_id = chosen.key_id
-RETURNING taken.user_id, taken.device_id, taken.algorithm, taken.key_id, taken.content
+RETURNING taken.user_id, taken.device_id, taken.algorithm, taken.key_id, taken.content, true
 """
 
 # Only fresh keys are locked and changed, in one order for all claimers.
@@ -149,7 +149,7 @@ async def claim_keys(tx: Transaction, targets: Sequence[ClaimTarget]) -> list[Cl
     A key that a concurrent claim is taking is passed over. Two statements at most, whatever the number of targets.
     """
     rows = await tx.fetch(CLAIM, *_target_columns(targets))
-    claimed = [ClaimedKey(*row, True) for row in rows]
+    claimed = [ClaimedKey(*row) for row in rows]
     served = {(key.user_id, key.device_id, key.algorithm) for key in claimed}
     missing = [target for target in targets if target not in served]
     if missing:
