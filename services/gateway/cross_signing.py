@@ -42,7 +42,12 @@ async def upload_cross_signing_keys(
     """Publish cross-signing keys; replacing them takes interactive authentication."""
     user_id = requester.user_id
     request = UiaRequest("uploadCrossSigningKeys", (user_id, requester.device_id), PASSWORD_FLOWS, user_id)
-    await store_keys(accounts, fanout, user_id, body, lambda: uia.require(request, body.get("auth")))
+
+    async def confirm() -> None:
+        if requester.appservice_id is None:
+            await uia.require(request, body.get("auth"))
+
+    await store_keys(accounts, fanout, user_id, body, confirm)
     return json_reply({})
 
 

@@ -45,6 +45,8 @@ async def upload_keys(request: Request) -> Response:
     """Publish keys of the session's device."""
     gateway = gateway_of(request)
     requester = await requester_of(request)
+    if not requester.device_id:
+        raise InvalidParam("Keys belong to a device, and this request is made for none")
     body = await json_object_of(request)
     counts = await store_keys(gateway.accounts, gateway.fanout, requester.user_id, requester.device_id, body)
     return json_reply({"one_time_key_counts": counts})
