@@ -14,6 +14,7 @@ from matrixcore.identifiers import (
 from tessera.http.errors import InvalidParam
 from tessera.pagination_token import InvalidPageToken, parse_page_token
 from tessera.records import OrderKey
+from tessera.sync_token import InvalidSyncToken, component_for
 
 
 def room_id_of(text: str) -> RoomId:
@@ -61,5 +62,10 @@ def point_of(text: str | None, name: str, partition: int) -> OrderKey | None:
         return None
     try:
         return parse_page_token(text)
-    except InvalidPageToken as error:
+    except InvalidPageToken:
+        pass
+    try:
+        # A token that does not know the partition is older than the user's first room in it.
+        return OrderKey(component_for(text, partition) or 0)
+    except InvalidSyncToken as error:
         raise InvalidParam(f"{name} is not a token of this server") from error

@@ -1,0 +1,63 @@
+"""One user's view of a room's history. Spec: C-S API §Room History Visibility."""
+
+import pytest
+
+from matrixcore.identifiers import EventId, UserId
+from matrixcore.visibility import Membership, Sight
+from tessera.records import OrderKey
+from tessera.room_visibility import MembershipHistory, sight_at
+from tessera.storage.room_reads.members import MembershipStep
+
+BOB = UserId("@bob:here.org")
+
+
+def history(*steps: tuple[int, str]) -> MembershipHistory:
+    return MembershipHistory(
+        BOB, [MembershipStep(OrderKey(at), membership, EventId(f"${at}")) for at, membership in steps]
+    )
+
+
+def test_memberships_before_and_after_a_point() -> None:
+    bob = history((10, "invite"), (20, "join"), (30, "leave"))
+    assert bob.before(OrderKey(10)) is Membership.LEAVE
+    assert bob.after(OrderKey(10)) is Membership.INVITE
+    assert bob.before(OrderKey(20)) is Membership.INVITE
+    assert bob.before(OrderKey(25)) is Membership.JOIN
+    assert bob.before(OrderKey(30)) is Membership.JOIN
+    assert bob.after(OrderKey(30)) is Membership.LEAVE
+    assert (bob.current, bob.ever_joined) == (Membership.LEAVE, True)
+
+
+def test_who_left_and_was_invited_again_sees_up_to_the_leave() -> None:
+    bob = history((20, "join"), (30, "leave"), (40, "invite"))
+    assert bob.end_of_stay == OrderKey(30)
+    assert history((20, "join"), (30, "leave"), (40, "join")).end_of_stay is None
+    assert history((10, "invite"), (30, "leave")).end_of_stay is None
+
+
+def test_who_never_was_there_has_no_membership() -> None:
+    nobody = history()
+    assert (nobody.current, nobody.ever_joined, nobody.last_change) == (Membership.LEAVE, False, None)
+    assert nobody.before(OrderKey(5)) is Membership.LEAVE
+
+
+@pytest.mark.parametrize(
+    ("setting", "at", "expected"),
+    [
+        ("shared", 5, Sight.FULL),  # before the join, which came later
+        ("invited", 5, Sight.HIDDEN),
+        ("invited", 15, Sight.FULL),
+        ("joined", 15, Sight.HIDDEN),
+        ("joined", 25, Sight.FULL),
+        ("shared", 35, Sight.HIDDEN),  # after the leave
+        ("world_readable", 35, Sight.FULL),
+    ],
+)
+def test_sight_by_setting_and_membership(setting: str, at: int, expected: Sight) -> None:
+    bob = history((10, "invite"), (20, "join"), (30, "leave"))
+    assert sight_at(OrderKey(at), setting, bob) is expected
+
+
+def test_the_own_leave_is_seen() -> None:
+    bob = history((20, "join"), (30, "leave"))
+    assert sight_at(OrderKey(30), "joined", bob, membership_after="leave") is Sight.FULL
