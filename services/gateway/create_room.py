@@ -9,7 +9,7 @@ from matrixcore.room_versions import ROOM_VERSIONS, RoomVersionRules
 from services.gateway.dependencies import GatewayDep
 from services.gateway.new_room import InvalidRoomRequest, parse_new_room
 from services.gateway.optional_body import OptionalJsonObject
-from services.gateway.room_changes import Session
+from services.gateway.room_changes import session_of
 from services.gateway.routing import CurrentRequester, client_router
 from tessera.http.errors import BadJson, InvalidParam, MatrixError, UnsupportedRoomVersion
 from tessera.http.replies import json_reply
@@ -20,11 +20,11 @@ router = client_router()
 @router.post("/createRoom")
 async def create_room(body: OptionalJsonObject, requester: CurrentRequester, gateway: GatewayDep) -> Response:
     """Make a room with everything that the request asks for, or nothing."""
-    gateway.limits.check("rc_create_room", requester.user_id)
+    gateway.limits.check("rc_room_creation", requester.user_id)
     rules = _rules_of(body, gateway.settings.default_room_version)
     try:
         room = parse_new_room(body, requester.user_id, rules, _alias_of(body, gateway.server_name))
-        session = Session(requester.user_id, requester.device_id)
+        session = session_of(requester)
         room_id = await gateway.room_maker.create(session, room)
     except InvalidRoomRequest as error:
         status = 403 if error.errcode == "M_THREEPID_DENIED" else 400

@@ -4,7 +4,7 @@ from starlette.responses import Response
 
 from services.gateway.dependencies import GatewayDep
 from services.gateway.path_identifiers import room_id_of
-from services.gateway.room_changes import Session
+from services.gateway.room_changes import session_of
 from services.gateway.room_membership import invite_user, reason_of, target_of
 from services.gateway.routing import CurrentRequester, JsonObject, client_router
 from tessera.http.errors import MatrixError
@@ -25,6 +25,6 @@ async def invite(room_id: str, body: JsonObject, requester: CurrentRequester, ga
     gateway.limits.check("rc_invites.per_issuer", requester.user_id)
     gateway.limits.check("rc_invites.per_room", room)
     gateway.limits.check("rc_invites.per_user", target)
-    session = Session(requester.user_id, requester.device_id)
+    session = session_of(requester)
     await invite_user(gateway.rooms, session, room, target, reason_of(body))
     return json_reply({})

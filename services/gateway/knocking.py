@@ -5,7 +5,7 @@ from starlette.responses import Response
 from services.gateway.dependencies import GatewayDep
 from services.gateway.joining import room_of
 from services.gateway.optional_body import OptionalJsonObject
-from services.gateway.room_changes import Session
+from services.gateway.room_changes import session_of
 from services.gateway.room_membership import knock_room, reason_of
 from services.gateway.routing import CurrentRequester, client_router
 from tessera.http.replies import json_reply
@@ -20,5 +20,5 @@ async def knock(
     """Ask to be let into a room."""
     gateway.limits.check("rc_joins.local", requester.user_id)
     room_id = await room_of(gateway, room_id_or_alias)
-    await knock_room(gateway.rooms, Session(requester.user_id, requester.device_id), room_id, reason_of(body))
+    await knock_room(gateway.rooms, session_of(requester), room_id, reason_of(body))
     return json_reply({"room_id": room_id})

@@ -5,7 +5,7 @@ from starlette.responses import Response
 from services.gateway.dependencies import GatewayDep
 from services.gateway.optional_body import OptionalJsonObject
 from services.gateway.path_identifiers import room_id_of
-from services.gateway.room_changes import Session
+from services.gateway.room_changes import session_of
 from services.gateway.room_membership import forget_room, leave_room, reason_of
 from services.gateway.routing import CurrentRequester, client_router
 from tessera.http.replies import json_reply
@@ -16,7 +16,7 @@ router = client_router()
 @router.post("/rooms/{room_id}/leave")
 async def leave(room_id: str, body: OptionalJsonObject, requester: CurrentRequester, gateway: GatewayDep) -> Response:
     """Leave a room, or reject its invite."""
-    session = Session(requester.user_id, requester.device_id)
+    session = session_of(requester)
     await leave_room(gateway.rooms, session, room_id_of(room_id), reason_of(body))
     return json_reply({})
 

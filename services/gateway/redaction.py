@@ -5,7 +5,7 @@ from starlette.responses import Response
 from services.gateway.dependencies import GatewayDep
 from services.gateway.optional_body import OptionalJsonObject
 from services.gateway.path_identifiers import event_id_of, room_id_of
-from services.gateway.room_changes import Session
+from services.gateway.room_changes import session_of
 from services.gateway.room_membership import reason_of
 from services.gateway.room_send import send_redaction
 from services.gateway.routing import CurrentRequester, client_router
@@ -28,7 +28,7 @@ async def redact_event(
     room, target = room_id_of(room_id), event_id_of(event_id)
     redaction_id = await send_redaction(
         gateway.rooms,
-        Session(requester.user_id, requester.device_id),
+        session_of(requester),
         room,
         target,
         {**reason_of(body)},

@@ -10,6 +10,7 @@ from matrixcore.identifiers import EventId, RoomId, UserId
 from tessera.clock import Clock
 from tessera.commands import Append, Command, CommandBody, NewEvent, Outcome, OutcomeStatus, transaction_command_id
 from tessera.fanout import Fanout
+from tessera.http.authentication import Requester
 from tessera.http.errors import MatrixError, Unavailable
 from tessera.ids import IdSource
 from tessera.memberships import changes_of_outcome, project_memberships
@@ -35,6 +36,11 @@ class Session:
 
     user_id: UserId
     device_id: str | None = None
+
+
+def session_of(requester: Requester) -> Session:
+    """The session of a request."""
+    return Session(requester.user_id, requester.device_id or None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,10 @@
 """The gateway's routes about rooms, put together for the application."""
 
+from collections.abc import Sequence
+
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from starlette.responses import Response
 from starlette.routing import Route
 
 from services.gateway import (
@@ -26,6 +30,7 @@ from services.gateway import (
     room_send,
     room_state,
     rooms,
+    threads_list,
     typing,
 )
 from services.gateway.routing import mounted
@@ -64,8 +69,21 @@ def room_routers() -> list[APIRouter]:
             typing,
         )
     ]
-    newer = APIRouter()
-    for prefix in _V1_PREFIXES:
-        newer.include_router(relations.router, prefix=prefix)
-    newer.include_router(room_event_by_timestamp.router, prefix=_V1_PREFIXES[0])
-    return [*routers, newer]
+    newer = [
+        _under(relations.router, _V1_PREFIXES),
+        _under(room_event_by_timestamp.router, _V1_PREFIXES[:1]),
+        _under(threads_list.router, _V1_PREFIXES[:1]),
+    ]
+    return routers + newer
+
+
+def _under(router: APIRouter, prefixes: Sequence[str]) -> APIRouter:
+    """The routes of a `client_router` under prefixes of their own."""
+    all_routes = APIRouter(default_response_class=Response)
+    for route in router.routes:
+        assert isinstance(route, APIRoute)
+        for prefix in prefixes:
+            all_routes.add_api_route(
+                prefix + route.path, route.endpoint, methods=sorted(route.methods or ()), name=route.name
+            )
+    return all_routes

@@ -12,7 +12,7 @@ from matrixcore.identifiers import EventId, InvalidIdentifier, RoomId, fits_in_b
 from matrixcore.relations import annotation_identity
 from services.gateway.dependencies import gateway_of
 from services.gateway.path_identifiers import room_id_of
-from services.gateway.room_changes import RoomChanges, Session, new_redaction
+from services.gateway.room_changes import RoomChanges, Session, new_redaction, session_of
 from services.gateway.routing import client_routes, requester_of
 from tessera.commands import NewEvent
 from tessera.http.bodies import read_json_object
@@ -30,7 +30,7 @@ async def send_message(request: Request) -> Response:
     path = request.path_params
     gateway.limits.check("rc_message", requester.user_id)
     content = await read_json_object(request)
-    session = Session(requester.user_id, requester.device_id)
+    session = session_of(requester)
     event_id = await send_event(
         gateway.rooms, session, room_id_of(path["room_id"]), path["event_type"], content, path["txn_id"]
     )

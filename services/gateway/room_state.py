@@ -7,7 +7,7 @@ from starlette.responses import Response
 from matrixcore.identifiers import RoomId, UserId, fits_in_bytes
 from services.gateway.dependencies import GatewayDep, GatewayDeps
 from services.gateway.path_identifiers import room_id_of
-from services.gateway.room_changes import RoomChanges, Session
+from services.gateway.room_changes import RoomChanges, Session, session_of
 from services.gateway.room_directory import check_canonical_alias
 from services.gateway.room_membership import set_member_state
 from services.gateway.routing import CurrentRequester, JsonObject, client_router
@@ -45,7 +45,7 @@ async def _set(
     gateway: GatewayDeps, requester: Requester, room_id: str, event_type: str, state_key: str, content: dict[str, Any]
 ) -> Response:
     gateway.limits.check("rc_message", requester.user_id)
-    session = Session(requester.user_id, requester.device_id)
+    session = session_of(requester)
     event_id = await set_state(gateway.rooms, session, room_id_of(room_id), event_type, state_key, content)
     return json_reply({"event_id": event_id})
 

@@ -16,6 +16,7 @@ from tessera.storage.database import Database
 SERVER = ServerName("here.org")
 ALICE, BOB, CAROL = (UserId(f"@{name}:{SERVER}") for name in ("alice", "bob", "carol"))
 KEY = SigningKey("1", b"\x01" * 32)
+ROOM = RoomId(f"!room:{SERVER}")
 PARTITIONS = 4
 BEGINNING_MS = 1_700_000_000_000
 
@@ -25,7 +26,7 @@ class SeededRoom:
     """A linear room of version 11, one event a position, second by second."""
 
     database: Database
-    room_id: RoomId = RoomId(f"!room:{SERVER}")
+    room_id: RoomId = ROOM
     position: int = 0
     visibility: str = "shared"
     state: dict[tuple[str, str], EventId] = field(default_factory=dict)
@@ -102,8 +103,8 @@ class SeededRoom:
         relation = parse_relation(event.content)
         await self.database.execute(
             "INSERT INTO rooms.events (room_id, event_id, anchor, sub, type, state_key, sender, membership, depth,"
-            " origin_server_ts, received_ms, pdu, sender_device, txn_id, replaces_state, history_visibility, relates_to,"
-            " rel_type, relation_key, thread_root)"
+            " origin_server_ts, received_ms, pdu, sender_device, txn_id, replaces_state, history_visibility,"
+            " relates_to, rel_type, relation_key, thread_root)"
             " VALUES ($1, $2, $3, 0, $4, $5, $6, $7, $8, $9, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
             self.room_id,
             event.event_id,

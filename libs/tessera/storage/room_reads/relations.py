@@ -77,6 +77,14 @@ _CHILDREN_PAGES = {
     False: _CHILDREN.format(columns=EVENT_COLUMNS, joins=EVENT_JOINS, direction="ASC"),
 }
 
+_THREAD_ROOTS = f"""
+SELECT t.latest_anchor, {EVENT_COLUMNS} FROM rooms.threads t
+JOIN rooms.events e ON e.room_id = t.room_id AND e.event_id = t.thread_root {EVENT_JOINS}
+WHERE t.room_id = $1 AND t.latest_anchor <= $2 AND e.anchor IS NOT NULL
+  AND ($3::text IS NULL OR e.sender = $3 OR $3 = ANY(t.participants))
+ORDER BY t.latest_anchor DESC LIMIT $4
+"""  # noqa: S608
+
 _ANNOTATION_SENT = """
 SELECT sender_device, txn_id FROM rooms.events
 WHERE room_id = $1 AND relates_to = $2 AND rel_type = 'm.annotation' AND type = $3 AND sender = $4
@@ -146,6 +154,19 @@ async def list_children(
         limit,
     )
     return [EventRow(*row) for row in rows]
+
+
+async def list_thread_roots(
+    tx: Transaction, room_id: RoomId, *, up_to: OrderKey, participant: UserId | None, limit: int
+) -> list[tuple[int, EventRow]]:
+    """(anchor of the latest reply, root) of threads, the most recently active first.
+
+    Args:
+        up_to: only threads whose latest reply lies at or before this point.
+        participant: only threads in which this user has written.
+    """
+    rows = await tx.fetch(_THREAD_ROOTS, room_id, up_to.anchor, participant, limit)
+    return [(row[0], EventRow(*row[1:])) for row in rows]
 
 
 async def find_annotation(

@@ -1,0 +1,50 @@
+"""The threads of a room, most recently active first. Spec: C-S API §Threading, GET /rooms/{roomId}/threads."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Query
+from starlette.responses import Response
+
+from matrixcore.visibility import Sight
+from services.gateway.dependencies import GatewayDep
+from services.gateway.event_pages import serve_page
+from services.gateway.path_identifiers import point_of, room_id_of
+from services.gateway.room_access import require_view
+from services.gateway.routing import CurrentRequester, client_router
+from tessera.http.replies import json_reply
+from tessera.pagination_token import encode_page_token
+from tessera.records import OrderKey
+from tessera.room_visibility import sight_of
+from tessera.storage.room_reads.relations import list_thread_roots
+
+router = client_router()
+
+DEFAULT_LIMIT = 20
+MAX_LIMIT = 100
+
+
+@router.get("/rooms/{room_id}/threads")
+async def get_thread_roots(
+    room_id: str,
+    requester: CurrentRequester,
+    gateway: GatewayDep,
+    include: Literal["all", "participated"] = "all",
+    limit: Annotated[int, Query(ge=1)] = DEFAULT_LIMIT,
+    start: Annotated[str | None, Query(alias="from")] = None,
+) -> Response:
+    """The roots of threads that the user may see, with what is aggregated at them."""
+    room = room_id_of(room_id)
+    limit = min(limit, MAX_LIMIT)
+    async with gateway.shards.of_room(room).reading() as tx:
+        view = await require_view(tx, gateway.accounts, room, requester.user_id)
+        begin = view.capped(point_of(start, "from", view.room.partition)) or view.head
+        threads = await list_thread_roots(
+            tx, room, up_to=begin, participant=requester.user_id if include == "participated" else None, limit=limit
+        )
+        visible = [root for _, root in threads if sight_of(root, view.history) is not Sight.HIDDEN]
+        chunk = await serve_page(tx, view, visible, requester.device_id, gateway.clock.now_ms())
+    reply: dict[str, Any] = {"chunk": chunk}
+    if len(threads) == limit:
+        # Replies have anchors of their own, so that the next page begins just below the last thread's latest.
+        reply["next_batch"] = encode_page_token(OrderKey(threads[-1][0] - 1))
+    return json_reply(reply)
