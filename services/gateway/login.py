@@ -22,7 +22,7 @@ _REFUSED = "Invalid username or password"
 
 
 @router.get("/login")
-async def get_login_flows(gateway: GatewayDep, client_address: ClientAddress) -> Response:
+async def get_login_flows() -> Response:
     """The ways to log in."""
     return json_reply({"flows": [{"type": "m.login.password"}]})
 
@@ -73,7 +73,12 @@ async def login_by_password(gateway: GatewayDeps, body: Mapping[str, Any]) -> di
         )
     gateway.authenticator.forget_device(user_id, device_id)
     await wakes.publish(gateway.fanout)
-    reply = {"user_id": user_id, "home_server": gateway.server_name, "device_id": device_id, **issued.fields()}
+    reply: dict[str, Any] = {
+        "user_id": user_id,
+        "home_server": gateway.server_name,
+        "device_id": device_id,
+        **issued.fields(),
+    }
     if (well_known := client_wellknown(gateway.settings)) is not None:
         reply["well_known"] = well_known
     return reply

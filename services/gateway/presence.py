@@ -27,6 +27,7 @@ async def set_presence(user_id: str, body: JsonObject, requester: CurrentRequest
     if user_id != requester.user_id:
         raise Forbidden("Only your own presence can be set")
     state, status_msg = _parse_presence(body)
+    gateway.limits.check("rc_presence.per_user", requester.user_id)
     if gateway.settings.presence.enabled:
         await change_presence(gateway, requester.user_id, state, status_msg)
     return json_reply({})

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
+from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -39,10 +40,12 @@ def client_router() -> APIRouter:
 
 
 def mounted(router: APIRouter) -> APIRouter:
-    """The routes of a `client_router` under v3 and r0."""
-    both = APIRouter()
-    for prefix in CLIENT_PREFIXES:
-        both.include_router(router, prefix=prefix)
+    """The routes of a `client_router` under v3 and r0, as routes of their own."""
+    both = APIRouter(default_response_class=Response)
+    for route in router.routes:
+        assert isinstance(route, APIRoute)
+        for prefix in CLIENT_PREFIXES:
+            both.add_api_route(prefix + route.path, route.endpoint, methods=list(route.methods), name=route.name)
     return both
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from matrixcore.identifiers import UserId
 from tessera.clock import Clock
+from tessera.config import Settings
 from tessera.fanout import DeviceWake, Fanout
 from tessera.ids import IdSource
 from tessera.storage import access_tokens, device_keys, devices, user_log
@@ -27,10 +28,20 @@ class TokenLifetimes:
         session_ms: a login with all refreshes after it.
     """
 
-    refreshable_ms: int = 300_000
+    refreshable_ms: int | None = 300_000
     plain_ms: int | None = None
     refresh_ms: int | None = None
     session_ms: int | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> "TokenLifetimes":
+        """As the operator set them."""
+        return cls(
+            settings.refreshable_access_token_lifetime,
+            settings.nonrefreshable_access_token_lifetime,
+            settings.refresh_token_lifetime,
+            settings.session_lifetime,
+        )
 
 
 @dataclass(frozen=True, slots=True)

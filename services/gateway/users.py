@@ -27,6 +27,7 @@ async def search_user_directory(body: JsonObject, requester: CurrentRequester, g
     if len(term) > MAX_TERM_LENGTH:
         raise InvalidParam(f"search_term is longer than {MAX_TERM_LENGTH} characters")
     limit = _parse_limit(body)
+    gateway.limits.check("rc_user_directory", requester.user_id)
     directory = gateway.settings.user_directory
     if not directory.enabled:
         return json_reply({"limited": False, "results": []})

@@ -33,7 +33,7 @@ async def get_wellknown_support(request: Request) -> Response:
     """Whom people can ask for help."""
     document = support_document(gateway_of(request).settings)
     if document is None:
-        raise NotFound("No support information is configured (admin_contact)")
+        raise NotFound("No support information is configured (tessera.support)")
     return json_reply(document)
 
 
@@ -52,14 +52,21 @@ def client_wellknown(settings: Settings) -> dict[str, Any] | None:
 
 
 def support_document(settings: Settings) -> dict[str, Any] | None:
-    """Contacts made from admin_contact: a mailto: URI, a Matrix ID or the address of a page."""
-    contact = settings.admin_contact
-    if not contact:
-        return None
-    if contact.startswith("mailto:"):
-        return {"contacts": [{"role": "m.role.admin", "email_address": contact.removeprefix("mailto:")}]}
-    if contact.startswith("@"):
-        return {"contacts": [{"role": "m.role.admin", "matrix_id": contact}]}
-    if contact.startswith("https://"):
-        return {"support_page": contact}
-    return {"contacts": [{"role": "m.role.admin", "email_address": contact}]}
+    """Contacts and a page: `tessera.support`, and admin_contact where that names nobody."""
+    support = settings.tessera.support
+    contacts = [contact.model_dump(exclude_none=True) for contact in support.contacts]
+    if not contacts and settings.admin_contact:
+        contacts = [_contact_of(settings.admin_contact)]
+    document: dict[str, Any] = {}
+    if contacts:
+        document["contacts"] = contacts
+    if support.support_page is not None:
+        document["support_page"] = support.support_page
+    return document or None
+
+
+def _contact_of(admin_contact: str) -> dict[str, str]:
+    """admin_contact is a mailto: URI or a bare address, or a Matrix ID."""
+    if admin_contact.startswith("@"):
+        return {"role": "m.role.admin", "matrix_id": admin_contact}
+    return {"role": "m.role.admin", "email_address": admin_contact.removeprefix("mailto:")}

@@ -1,0 +1,154 @@
+"""The gateway's application: all routes that it serves, and what they work with.
+
+A module of the specification has a FastAPI `router` relative to the API's version, or plain `routes`, or both.
+"""
+
+from collections.abc import Iterator
+
+from fastapi import APIRouter
+from starlette.routing import BaseRoute
+
+from matrixcore.identifiers import ServerName
+from matrixcore.signing import SigningKey
+from services.gateway import (
+    account_data,
+    account_management,
+    admin_register,
+    banning,
+    capabilities,
+    create_room,
+    cross_signing,
+    devices,
+    event_context,
+    inviting,
+    joining,
+    keys,
+    kicking,
+    knocking,
+    leaving,
+    list_joined_rooms,
+    login,
+    logout,
+    message_pagination,
+    presence,
+    profile,
+    pusher,
+    pushrules,
+    read_markers,
+    receipts,
+    redaction,
+    refresh,
+    registration,
+    room_keys,
+    room_send,
+    room_state,
+    rooms,
+    send_to_device,
+    tags,
+    typing,
+    users,
+    versions,
+    voip,
+    wellknown,
+    whoami,
+)
+from services.gateway import filter as filters
+from services.gateway.dependencies import GatewayDeps
+from services.gateway.login_attempts import LoginAttempts
+from services.gateway.member_event_propagation import MemberEventPropagator
+from services.gateway.passwords import Passwords
+from services.gateway.receipt_batches import ReceiptBatches
+from services.gateway.room_changes import RoomChanges
+from services.gateway.routing import mounted
+from services.gateway.sessions import TokenLifetimes
+from services.gateway.uia import UserInteractiveAuth
+from tessera.clock import Clock
+from tessera.config import Settings
+from tessera.fanout import Fanout
+from tessera.http.app import MatrixApp, create_app
+from tessera.http.limits import RateLimits
+from tessera.ids import IdSource
+from tessera.last_seen import LastSeenRecorder
+from tessera.room_commands import RoomCommands
+from tessera.storage.database import Database
+from tessera.storage.shards import RoomShards
+from tessera.telemetry import RequestMetrics
+from tessera.token_authenticator import TokenAuthenticator
+
+_MODULES = (
+    *(whoami, versions, wellknown, login, logout, refresh, registration, admin_register, account_management),
+    *(devices, profile, account_data, tags, filters, pushrules, pusher, presence, users, capabilities, voip),
+    *(keys, cross_signing, room_keys, send_to_device),
+    *(create_room, joining, leaving, inviting, kicking, banning, knocking, list_joined_rooms),
+    *(room_send, room_state, redaction, rooms, message_pagination, event_context),
+    *(receipts, read_markers, typing),
+)
+
+
+def gateway_routes() -> Iterator[BaseRoute]:
+    """The plain routes of all modules."""
+    for module in _MODULES:
+        yield from getattr(module, "routes", ())
+
+
+def gateway_routers() -> Iterator[APIRouter]:
+    """The FastAPI routers of all modules, under both paths of the client-server API."""
+    for module in _MODULES:
+        if (router := getattr(module, "router", None)) is not None:
+            yield mounted(router)
+
+
+def build_gateway(
+    *,
+    settings: Settings,
+    clock: Clock,
+    ids: IdSource,
+    accounts: Database,
+    shards: RoomShards,
+    fanout: Fanout,
+    commands: RoomCommands,
+    limits: RateLimits,
+    last_seen: LastSeenRecorder,
+    authenticator: TokenAuthenticator,
+    signing_key: SigningKey,
+    passwords: Passwords,
+) -> GatewayDeps:
+    """Put together what the handlers work with.
+
+    The caller owns what runs: `last_seen.run`, `receipts.run` and `profile_propagation.settle_all`, and closes
+    `passwords` at the end.
+    """
+    server_name = ServerName(settings.server_name)
+    attempts = LoginAttempts(limits)
+    changes = RoomChanges(commands, shards, accounts, fanout, clock, ids)
+    return GatewayDeps(
+        settings=settings,
+        server_name=server_name,
+        clock=clock,
+        ids=ids,
+        accounts=accounts,
+        shards=shards,
+        fanout=fanout,
+        commands=commands,
+        limits=limits,
+        authenticator=authenticator,
+        last_seen=last_seen,
+        lifetimes=TokenLifetimes.of(settings),
+        passwords=passwords,
+        attempts=attempts,
+        uia=UserInteractiveAuth(accounts, clock, ids, passwords, attempts, server_name),
+        propagate_profile=MemberEventPropagator(changes),
+        signing_key=signing_key,
+        receipts=ReceiptBatches(changes),
+    )
+
+
+def create_gateway_app(gateway: GatewayDeps, metrics: RequestMetrics | None = None) -> MatrixApp:
+    """The ASGI application of the gateway."""
+    return create_app(
+        routes=gateway_routes(),
+        routers=gateway_routers(),
+        state={"gateway": gateway, "authenticator": gateway.authenticator},
+        ids=gateway.ids,
+        metrics=metrics,
+    )

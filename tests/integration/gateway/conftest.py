@@ -1,0 +1,68 @@
+"""The gateway's application over a real account store, with a clock that stands still."""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import httpx
+import pytest
+from gateway_server import SERVER, RecordingFanout, Server
+
+from matrixcore.identifiers import UserId
+from matrixcore.signing import SigningKey
+from services.gateway.app import build_gateway, create_gateway_app
+from services.gateway.passwords import Passwords
+from tessera.clock import FakeClock
+from tessera.config import Settings
+from tessera.http.limits import LocalRateLimits, Rate
+from tessera.ids import IdSource
+from tessera.last_seen import LastSeenRecorder
+from tessera.room_commands import RoomCommands
+from tessera.storage.database import Database
+from tessera.storage.shards import RoomShards
+from tessera.token_authenticator import TokenAuthenticator
+
+
+@pytest.fixture
+async def make_server(accounts: Database) -> AsyncIterator[Callable[..., Server]]:
+    """Servers over one account store, each with settings of its own."""
+    passwords = Passwords(time_cost=1, memory_kib=8)
+    clients: list[httpx.AsyncClient] = []
+
+    def make(rates: dict[str, Rate] | None = None, **overrides: Any) -> Server:
+        clock, fanout = FakeClock(), RecordingFanout()
+        last_seen = LastSeenRecorder(accounts, clock)
+        gateway = build_gateway(
+            settings=Settings.for_tests(server_name=SERVER, **overrides),
+            clock=clock,
+            ids=IdSource(),
+            accounts=accounts,
+            shards=RoomShards({}, {}, 1),
+            fanout=fanout,
+            commands=cast("RoomCommands", None),
+            limits=LocalRateLimits(clock, rates or {}),
+            last_seen=last_seen,
+            authenticator=TokenAuthenticator(accounts, clock, last_seen),
+            signing_key=cast("SigningKey", None),
+            passwords=passwords,
+        )
+        propagated: list[UserId] = []
+
+        async def propagate(user_id: UserId) -> None:
+            propagated.append(user_id)
+
+        gateway = replace(gateway, propagate_profile=propagate)
+        transport = httpx.ASGITransport(create_gateway_app(gateway), client=("192.0.2.7", 4711))
+        client = httpx.AsyncClient(transport=transport, base_url="http://test.example")
+        clients.append(client)
+        return Server(gateway, client, clock, fanout, propagated)
+
+    yield make
+    for client in clients:
+        await client.aclose()
+    passwords.close()
+
+
+@pytest.fixture
+def server(make_server: Callable[..., Server]) -> Server:
+    return make_server()
