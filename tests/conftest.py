@@ -1,0 +1,92 @@
+"""What tests of every kind share: a real PostgreSQL, started once a test process, and a fresh database a test."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import asyncpg
+import pytest
+
+from tessera.embedded_postgres import EmbeddedPostgres
+from tessera.storage.database import Database
+from tessera.storage.migrations import Tree, migrate
+from tessera.storage.shards import RoomShards
+
+PARTITIONS = 64
+# A crash of the machine may take a test's database with it.
+FORGETFUL = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """The server, with a template that has both schemas."""
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), settings=FORGETFUL)
+
+    async def start() -> None:
+        await server.start()
+        await run_sql(server, "CREATE DATABASE template_tessera")
+        for tree in Tree:
+            await migrate(server.dsn("template_tessera"), tree)
+
+    asyncio.run(start())
+    yield server
+    asyncio.run(server.stop())
+
+
+async def run_sql(server: EmbeddedPostgres, statement: str) -> None:
+    """One statement outside every test's database."""
+    connection = await asyncpg.connect(server.dsn("postgres"))
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+async def new_database(postgres: EmbeddedPostgres) -> AsyncIterator[Callable[[], Awaitable[str]]]:
+    """Make another empty, migrated database; answers its DSN."""
+    made: list[str] = []
+
+    async def make() -> str:
+        name = f"test_{next(_numbers)}"
+        await run_sql(postgres, f"CREATE DATABASE {name} TEMPLATE template_tessera")
+        made.append(name)
+        return postgres.dsn(name)
+
+    yield make
+    for name in made:
+        await run_sql(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def dsn(new_database: Callable[[], Awaitable[str]]) -> str:
+    """A fresh database with both schemas."""
+    return await new_database()
+
+
+@pytest.fixture
+async def accounts(dsn: str) -> AsyncIterator[Database]:
+    """The account store of a fresh database."""
+    database = await Database.connect(dsn)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+def shards(accounts: Database) -> RoomShards:
+    """One room shard, in the same database as the account store."""
+    return RoomShards({"main": accounts}, dict.fromkeys(range(PARTITIONS), "main"), PARTITIONS)
+
+
+@pytest.fixture(params=[1, 2], ids=["one-shard", "two-shards"])
+async def any_shards(
+    request: pytest.FixtureRequest, new_database: Callable[[], Awaitable[str]]
+) -> AsyncIterator[RoomShards]:
+    """One room shard, and then two in databases of their own."""
+    databases = {f"shard{number}": await Database.connect(await new_database()) for number in range(request.param)}
+    names = list(databases)
+    placement = {partition: names[partition % len(names)] for partition in range(PARTITIONS)}
+    yield RoomShards(databases, placement, PARTITIONS)
+    for database in databases.values():
+        await database.close()
