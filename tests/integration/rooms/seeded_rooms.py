@@ -17,7 +17,7 @@ SERVER = ServerName("here.org")
 ALICE, BOB, CAROL = (UserId(f"@{name}:{SERVER}") for name in ("alice", "bob", "carol"))
 KEY = SigningKey("1", b"\x01" * 32)
 ROOM = RoomId(f"!room:{SERVER}")
-PARTITIONS = 4
+PARTITIONS = 64
 BEGINNING_MS = 1_700_000_000_000
 
 

@@ -81,7 +81,10 @@ _THREAD_ROOTS = f"""
 SELECT t.latest_anchor, {EVENT_COLUMNS} FROM rooms.threads t
 JOIN rooms.events e ON e.room_id = t.room_id AND e.event_id = t.thread_root {EVENT_JOINS}
 WHERE t.room_id = $1 AND t.latest_anchor <= $2 AND e.anchor IS NOT NULL
-  AND ($3::text IS NULL OR e.sender = $3 OR $3 = ANY(t.participants))
+  AND ($3::text IS NULL OR e.sender = $3 OR EXISTS (
+        SELECT 1 FROM rooms.events reply
+        WHERE reply.room_id = t.room_id AND reply.thread_root = t.thread_root AND reply.rel_type = 'm.thread'
+          AND reply.sender = $3 AND reply.anchor IS NOT NULL))
 ORDER BY t.latest_anchor DESC LIMIT $4
 """  # noqa: S608
 
