@@ -38,6 +38,9 @@ class OutcomeStore(Protocol):
     async def withdraw(self, command: Command) -> Outcome:
         """Insert 'withdrawn' unless an outcome is there; answer the row that then is."""
 
+    async def reopen(self, command: Command) -> bool:
+        """Make place for another try of a withdrawn command; False if it is not withdrawn."""
+
 
 class RoomCommands:
     """Submits commands and hands each waiting request its outcome.
@@ -67,12 +70,11 @@ class RoomCommands:
         if self._subscription is not None:
             await self._subscription.close()
 
-    async def submit(self, command: Command, *, timeout_seconds: float, retried: bool = False) -> Outcome:
+    async def submit(self, command: Command, *, timeout_seconds: float) -> Outcome:
         """Hand a command to its room's writer and wait for its outcome.
 
-        Args:
-            retried: the id may have been used before (a client's transaction ID): look for its row
-                first where that is cheap; correctness does not depend on it.
+        The id may have been used before (a client's transaction ID): what was decided then is the
+        answer, unless it was withdrawn, in which case the command gets another try.
 
         Raises:
             CommandUnanswered: it did not happen and will not.
@@ -81,12 +83,17 @@ class RoomCommands:
             return await self._await_twin(waiting, timeout_seconds)
         if len(self._waiting) >= WAITING_LIMIT:
             raise CommandUnanswered(1_000)
-        if retried and (found := await self._outcomes.find(command.partition, [command.id])):
-            return self._decided(found[0])
+        outcome = await self._try(command, timeout_seconds)
+        # An earlier request under this id gave up, and its caller was told that nothing happened.
+        if outcome.status is OutcomeStatus.WITHDRAWN and await self._outcomes.reopen(command):
+            outcome = await self._try(command, timeout_seconds)
+        return self._decided(outcome)
+
+    async def _try(self, command: Command, seconds: float) -> Outcome:
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting[command.id] = future
         try:
-            return self._decided(await self._send_and_wait(command, future, timeout_seconds))
+            return await self._send_and_wait(command, future, seconds)
         finally:
             self._waiting.pop(command.id, None)
             self._overdue.pop(command.id, None)
@@ -119,7 +126,7 @@ class RoomCommands:
         except BusBusy as busy:
             raise CommandUnanswered(busy.retry_after_ms) from busy
         except (TimeoutError, BusUnavailable):
-            return await self._outcomes.withdraw(command)
+            return self._decided(await self._outcomes.withdraw(command))
         finally:
             overdue.cancel()
 

@@ -170,6 +170,14 @@ class Database:
         ):
             yield self._counted(connection)
 
+    async def ping(self) -> None:
+        """Returns if the database answers.
+
+        Raises:
+            DatabaseUnavailable: it does not.
+        """
+        await self.fetchval("SELECT 1")
+
     async def fetch(self, query: str, *args: Any) -> list[Any]:
         """All rows of a single statement."""
         async with self.reading() as tx:
