@@ -45,7 +45,7 @@ def mounted(router: APIRouter) -> APIRouter:
     for route in router.routes:
         assert isinstance(route, APIRoute)
         for prefix in CLIENT_PREFIXES:
-            both.add_api_route(prefix + route.path, route.endpoint, methods=list(route.methods), name=route.name)
+            both.add_api_route(prefix + route.path, route.endpoint, methods=list(route.methods or ()), name=route.name)
     return both
 
 

@@ -87,7 +87,7 @@ async def delete_devices(tx: Transaction, user_id: UserId, device_ids: Sequence[
 
     Their keys and inboxes go before, by `device_keys.delete_device_data`.
     """
-    return [row[0] for row in await tx.fetch(_DELETE, user_id, list(device_ids))]
+    return sorted(row[0] for row in await tx.fetch(_DELETE, user_id, list(device_ids)))
 
 
 async def set_last_seen(tx: Transaction, seen: Mapping[tuple[UserId, str], LastSeen]) -> None:
