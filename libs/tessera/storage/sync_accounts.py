@@ -1,0 +1,113 @@
+"""What /sync reads of the account store in one go: the heads, settings and keys of one user and device."""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from matrixcore.identifiers import RoomId, UserId
+from tessera.storage.account_data import AccountData
+from tessera.storage.database import Transaction
+from tessera.storage.presence import Presence
+
+
+class UserOverview(NamedTuple):
+    """The heads of the user's log and of the device changes, and settings that decide what is shown."""
+
+    log_head: int
+    devices_head: int
+    ignored_list: bytes | None  # content of m.ignored_user_list
+    push_rules: bytes | None  # stored form; None for the defaults
+
+
+class DeviceKeyCounts(NamedTuple):
+    """What a device has left of its keys. Spec: C-S API §End-to-end encryption, "Extensions to /sync"."""
+
+    one_time: dict[str, int]
+    unused_fallback: list[str]
+
+
+_OVERVIEW = """
+SELECT coalesce((SELECT head FROM accounts.user_log_heads WHERE user_id = $1), 0),
+       (SELECT head FROM accounts.device_changes_head),
+       (SELECT content FROM accounts.account_data
+        WHERE user_id = $1 AND room_id = '' AND type = 'm.ignored_user_list'),
+       (SELECT rules FROM accounts.push_rules WHERE user_id = $1)
+"""
+
+_KEY_COUNTS = """
+SELECT algorithm, count(*) FROM accounts.one_time_keys WHERE user_id = $1 AND device_id = $2 GROUP BY algorithm
+UNION ALL
+SELECT algorithm, NULL FROM accounts.fallback_keys WHERE user_id = $1 AND device_id = $2 AND NOT used
+"""
+
+_PRESENCE_AROUND = """
+SELECT p.user_id, p.presence, p.status_msg, p.last_active_ts FROM accounts.presence p
+WHERE p.user_id IN (
+    SELECT other.user_id FROM accounts.user_rooms own
+    JOIN accounts.user_rooms other ON other.room_id = own.room_id AND other.membership = 'join'
+    WHERE own.user_id = $1 AND own.membership = 'join'
+)
+LIMIT 1000
+"""
+
+_NEIGHBOURS = """
+SELECT DISTINCT own.user_id, other.user_id
+FROM accounts.user_rooms own
+JOIN accounts.user_rooms other ON other.room_id = own.room_id AND other.membership = 'join'
+WHERE own.user_id = ANY($1::text[]) AND own.membership = 'join' AND other.user_id = ANY($2::text[])
+"""
+
+_DATA = """
+SELECT room_id, type, content, position FROM accounts.account_data
+WHERE user_id = $1 AND (
+    (room_id, type) IN (SELECT * FROM unnest($2::text[], $3::text[]))
+    OR room_id = ANY($4::text[]) AND content IS NOT NULL
+)
+"""
+
+_CHANGED_DEVICES = """
+SELECT DISTINCT user_id, observer FROM accounts.device_changes
+WHERE position > $1 AND position <= $2 AND observer IN ('', $3) LIMIT 10000
+"""
+
+
+async def find_overview(tx: Transaction, user_id: UserId) -> UserOverview:
+    """The user's heads and settings."""
+    return UserOverview(*await tx.fetchrow(_OVERVIEW, user_id))
+
+
+async def count_device_keys(tx: Transaction, user_id: UserId, device_id: str) -> DeviceKeyCounts:
+    """One-time keys by algorithm, and algorithms with an unused fallback key."""
+    rows = await tx.fetch(_KEY_COUNTS, user_id, device_id)
+    return DeviceKeyCounts(
+        {row[0]: row[1] for row in rows if row[1] is not None}, sorted(row[0] for row in rows if row[1] is None)
+    )
+
+
+async def list_presence_around(tx: Transaction, user_id: UserId) -> list[Presence]:
+    """The presence of everybody who shares a room with the user, the user too."""
+    return [Presence(*row) for row in await tx.fetch(_PRESENCE_AROUND, user_id)]
+
+
+async def list_neighbours(
+    tx: Transaction, changed: Collection[UserId], listeners: Sequence[UserId]
+) -> list[tuple[UserId, UserId]]:
+    """(changed, listener) for each pair that is joined to a room together."""
+    return [(row[0], row[1]) for row in await tx.fetch(_NEIGHBOURS, list(changed), list(listeners))]
+
+
+async def list_account_data(
+    tx: Transaction, user_id: UserId, keys: Collection[tuple[str, str]], room_ids: Collection[RoomId]
+) -> list[AccountData]:
+    """The rows of these (room_id, type), deleted ones too, and all that is kept for these rooms."""
+    rows = await tx.fetch(_DATA, user_id, [key[0] for key in keys], [key[1] for key in keys], list(room_ids))
+    return [AccountData(*row) for row in rows]
+
+
+async def list_device_changes(
+    tx: Transaction, after: int, up_to: int, observer: UserId
+) -> tuple[set[UserId], set[UserId]]:
+    """(users whose devices changed for all to see, users whose keys changed for the observer alone)."""
+    if after >= up_to:
+        return set(), set()
+    rows = await tx.fetch(_CHANGED_DEVICES, after, up_to, observer)
+    return {row[0] for row in rows if not row[1]}, {row[0] for row in rows if row[1]}

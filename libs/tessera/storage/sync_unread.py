@@ -1,0 +1,234 @@
+"""Unread counts of one user in many rooms, from the cumulative counters that events carry.
+
+Count = C(now) - C(read), less what was redacted since; `read` is the furthest of the given receipt, the user's
+own last event and the own membership. Corrections look at REDACTION_WINDOW events of a room at most.
+
+Spec: C-S API §Receiving notifications; DESIGN.md section 5.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from matrixcore.identifiers import EventId, RoomId, UserId
+from tessera.storage.database import Transaction
+
+REDACTION_WINDOW = 500
+EVALUATED_EVENTS = 500  # of a room, for users whose push rules are their own
+MAX_THREADS = 100  # of a room, newest first
+
+
+class MainCount(NamedTuple):
+    """Unread in the main timeline."""
+
+    room_id: RoomId
+    notify: int
+    highlight: int
+
+
+class ThreadCount(NamedTuple):
+    """Unread in one thread."""
+
+    room_id: RoomId
+    thread_root: EventId
+    notify: int
+    highlight: int
+
+
+class UnreadEvent(NamedTuple):
+    """An event that a user's own rules are to judge; `room_mention`: it highlights for everybody."""
+
+    room_id: RoomId
+    event_id: EventId
+    anchor: int
+    sender: UserId
+    thread_root: EventId | None
+    joined_count: int
+    room_mention: bool
+    redacted: bool
+    pdu: bytes
+
+
+# A mention notifies its user even where the event notifies nobody else; that is told by the event before it.
+_MAIN = """
+SELECT w.room_id,
+       greatest(0, r.notify_count - coalesce(at.notify_count, 0) + coalesce(m.extra, 0) - coalesce(gone.notify, 0)),
+       greatest(0, r.highlight_all_count - coalesce(at.highlight_all_count, 0) + coalesce(m.highlight, 0)
+                   - coalesce(gone.highlight, 0))
+FROM unnest($1::text[], $2::bigint[]) AS w (room_id, read_anchor)
+JOIN rooms.rooms r ON r.room_id = w.room_id
+CROSS JOIN LATERAL (
+    SELECT greatest(w.read_anchor, (
+        SELECT e.anchor FROM rooms.events e
+        WHERE e.room_id = w.room_id AND e.sender = $3 AND e.anchor IS NOT NULL AND e.thread_root IS NULL
+        ORDER BY e.anchor DESC, e.sub DESC LIMIT 1
+    ), (
+        SELECT s.anchor FROM rooms.current_state s
+        WHERE s.room_id = w.room_id AND s.type = 'm.room.member' AND s.state_key = $3
+    ), 0) AS anchor
+) read
+LEFT JOIN LATERAL (
+    SELECT e.notify_count, e.highlight_all_count FROM rooms.events e
+    WHERE e.room_id = w.room_id AND e.anchor IS NOT NULL AND e.sub = 0 AND e.anchor <= read.anchor
+    ORDER BY e.anchor DESC, e.sub DESC LIMIT 1
+) at ON true
+LEFT JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE e.highlight_all_count <= coalesce(p.highlight_all_count, 0)) AS highlight,
+           count(*) FILTER (WHERE e.notify_count <= coalesce(p.notify_count, 0)) AS extra
+    FROM rooms.mentions n
+    JOIN rooms.events e ON e.room_id = n.room_id AND e.event_id = n.event_id AND e.redacted_by IS NULL
+    LEFT JOIN LATERAL (
+        SELECT b.notify_count, b.highlight_all_count FROM rooms.events b
+        WHERE b.room_id = e.room_id AND b.anchor IS NOT NULL AND b.sub = 0 AND b.anchor < e.anchor
+        ORDER BY b.anchor DESC, b.sub DESC LIMIT 1
+    ) p ON true
+    WHERE n.room_id = w.room_id AND n.user_id = $3 AND n.anchor > read.anchor AND n.thread_root = ''
+) m ON true
+LEFT JOIN LATERAL (
+    SELECT sum(e.notify_count - coalesce(p.notify_count, 0)) AS notify,
+           sum(e.highlight_all_count - coalesce(p.highlight_all_count, 0)) AS highlight
+    FROM (
+        SELECT * FROM rooms.events e
+        WHERE e.room_id = w.room_id AND e.anchor IS NOT NULL AND e.anchor > read.anchor
+        ORDER BY e.anchor DESC, e.sub DESC LIMIT $4
+    ) e
+    LEFT JOIN LATERAL (
+        SELECT b.notify_count, b.highlight_all_count FROM rooms.events b
+        WHERE b.room_id = e.room_id AND b.anchor IS NOT NULL AND b.sub = 0 AND b.anchor < e.anchor
+        ORDER BY b.anchor DESC, b.sub DESC LIMIT 1
+    ) p ON true
+    WHERE e.redacted_by IS NOT NULL AND e.sub = 0 AND e.thread_root IS NULL
+) gone ON r.notify_count > coalesce(at.notify_count, 0)
+"""
+
+_THREADS = """
+SELECT w.room_id, t.thread_root,
+       greatest(0, t.notify_count - coalesce(at.notify, 0) + coalesce(m.extra, 0) - coalesce(gone.notify, 0)),
+       greatest(0, t.highlight_all_count - coalesce(at.highlight, 0) + coalesce(m.highlight, 0)
+                   - coalesce(gone.highlight, 0))
+FROM unnest($1::text[], $2::bigint[]) AS w (room_id, read_anchor)
+CROSS JOIN LATERAL (
+    SELECT greatest(w.read_anchor, (
+        SELECT s.anchor FROM rooms.current_state s
+        WHERE s.room_id = w.room_id AND s.type = 'm.room.member' AND s.state_key = $3
+    ), 0) AS anchor
+) base
+CROSS JOIN LATERAL (
+    SELECT * FROM rooms.threads t WHERE t.room_id = w.room_id AND t.latest_anchor > base.anchor
+    ORDER BY t.latest_anchor DESC LIMIT $8
+) t
+LEFT JOIN unnest($5::text[], $6::text[], $7::bigint[]) AS own (room_id, thread_root, read_anchor)
+    ON own.room_id = t.room_id AND own.thread_root = t.thread_root
+CROSS JOIN LATERAL (
+    SELECT greatest(base.anchor, own.read_anchor, (
+        SELECT e.anchor FROM rooms.events e
+        WHERE e.room_id = t.room_id AND e.thread_root = t.thread_root AND e.sender = $3 AND e.anchor IS NOT NULL
+        ORDER BY e.anchor DESC, e.sub DESC LIMIT 1
+    )) AS anchor
+) read
+LEFT JOIN LATERAL (
+    SELECT e.thread_notify_count AS notify, e.thread_highlight_all_count AS highlight FROM rooms.events e
+    WHERE e.room_id = t.room_id AND e.thread_root = t.thread_root AND e.sub = 0 AND e.anchor <= read.anchor
+    ORDER BY e.anchor DESC, e.sub DESC LIMIT 1
+) at ON true
+LEFT JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE e.thread_highlight_all_count <= coalesce(p.highlight, 0)) AS highlight,
+           count(*) FILTER (WHERE e.thread_notify_count <= coalesce(p.notify, 0)) AS extra
+    FROM rooms.mentions n
+    JOIN rooms.events e ON e.room_id = n.room_id AND e.event_id = n.event_id AND e.redacted_by IS NULL
+    LEFT JOIN LATERAL (
+        SELECT b.thread_notify_count AS notify, b.thread_highlight_all_count AS highlight FROM rooms.events b
+        WHERE b.room_id = e.room_id AND b.thread_root = e.thread_root AND b.sub = 0 AND b.anchor < e.anchor
+        ORDER BY b.anchor DESC, b.sub DESC LIMIT 1
+    ) p ON true
+    WHERE n.room_id = t.room_id AND n.user_id = $3 AND n.anchor > read.anchor AND n.thread_root = t.thread_root
+) m ON true
+LEFT JOIN LATERAL (
+    SELECT sum(e.thread_notify_count - coalesce(p.notify, 0)) AS notify,
+           sum(e.thread_highlight_all_count - coalesce(p.highlight, 0)) AS highlight
+    FROM (
+        SELECT * FROM rooms.events e
+        WHERE e.room_id = t.room_id AND e.thread_root = t.thread_root AND e.sub = 0 AND e.anchor > read.anchor
+        ORDER BY e.anchor DESC, e.sub DESC LIMIT $4
+    ) e
+    LEFT JOIN LATERAL (
+        SELECT b.thread_notify_count AS notify, b.thread_highlight_all_count AS highlight FROM rooms.events b
+        WHERE b.room_id = e.room_id AND b.thread_root = e.thread_root AND b.sub = 0 AND b.anchor < e.anchor
+        ORDER BY b.anchor DESC, b.sub DESC LIMIT 1
+    ) p ON true
+    WHERE e.redacted_by IS NOT NULL
+) gone ON t.notify_count > coalesce(at.notify, 0)
+WHERE t.latest_anchor > read.anchor
+"""
+
+_EVENTS = """
+SELECT w.room_id, e.event_id, e.anchor, e.sender, e.thread_root, e.joined_count,
+       (e.highlight_all_count > coalesce(p.highlight_all_count, 0)
+        OR e.thread_root IS NOT NULL AND e.thread_highlight_all_count > coalesce(pt.thread_highlight_all_count, 0)),
+       e.redacted_by IS NOT NULL, e.pdu
+FROM unnest($1::text[], $2::bigint[]) AS w (room_id, read_anchor)
+CROSS JOIN LATERAL (
+    SELECT greatest(w.read_anchor, (
+        SELECT s.anchor FROM rooms.current_state s
+        WHERE s.room_id = w.room_id AND s.type = 'm.room.member' AND s.state_key = $3
+    ), 0) AS anchor
+) base
+CROSS JOIN LATERAL (
+    SELECT * FROM rooms.events e
+    WHERE e.room_id = w.room_id AND e.anchor IS NOT NULL AND e.anchor > base.anchor
+    ORDER BY e.anchor DESC, e.sub DESC LIMIT $4
+) e
+LEFT JOIN LATERAL (
+    SELECT b.highlight_all_count FROM rooms.events b
+    WHERE b.room_id = e.room_id AND b.anchor IS NOT NULL AND b.sub = 0 AND b.anchor < e.anchor
+    ORDER BY b.anchor DESC, b.sub DESC LIMIT 1
+) p ON true
+LEFT JOIN LATERAL (
+    SELECT b.thread_highlight_all_count FROM rooms.events b
+    WHERE b.room_id = e.room_id AND b.thread_root = e.thread_root AND b.sub = 0 AND b.anchor < e.anchor
+    ORDER BY b.anchor DESC, b.sub DESC LIMIT 1
+) pt ON e.thread_root IS NOT NULL
+WHERE e.sub = 0
+ORDER BY w.room_id, e.anchor
+"""
+
+
+async def count_main(tx: Transaction, user_id: UserId, read: Mapping[RoomId, int]) -> list[MainCount]:
+    """Unread in the main timelines of rooms, for a user with the default push rules.
+
+    Args:
+        read: room -> anchor of the furthest receipt that covers the main timeline, 0 for none.
+    """
+    rows = await tx.fetch(_MAIN, list(read), list(read.values()), user_id, REDACTION_WINDOW)
+    return [MainCount(*row) for row in rows]
+
+
+async def count_threads(
+    tx: Transaction,
+    user_id: UserId,
+    read: Mapping[RoomId, int],
+    read_threads: Sequence[tuple[RoomId, EventId, int]],
+) -> list[ThreadCount]:
+    """Unread in threads, for a user with the default push rules; at most MAX_THREADS of a room.
+
+    Args:
+        read: room -> anchor of the unthreaded receipt, 0 for none.
+        read_threads: (room, thread root, anchor) of the threads' own receipts.
+    """
+    rows = await tx.fetch(
+        _THREADS,
+        list(read),
+        list(read.values()),
+        user_id,
+        REDACTION_WINDOW,
+        [one[0] for one in read_threads],
+        [one[1] for one in read_threads],
+        [one[2] for one in read_threads],
+        MAX_THREADS,
+    )
+    return [ThreadCount(*row) for row in rows]
+
+
+async def list_unread_events(tx: Transaction, user_id: UserId, read: Mapping[RoomId, int]) -> list[UnreadEvent]:
+    """The newest EVALUATED_EVENTS events of each room above the read anchor, by room and in order."""
+    rows = await tx.fetch(_EVENTS, list(read), list(read.values()), user_id, EVALUATED_EVENTS)
+    return [UnreadEvent(*row) for row in rows]
