@@ -7,37 +7,30 @@ here, once: CORS, preflight requests, encoding of paths, errors, figures.
 Spec: C-S API §API Standards, §Web Browser Clients.
 """
 
+import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from urllib.parse import quote
 
 import structlog
 from fastapi import APIRouter, FastAPI
-from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import APIRoute
 from starlette.datastructures import State
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tessera.http.errors import (
-    BadJson,
-    InvalidParam,
-    MatrixError,
-    MissingParam,
-    NotJson,
-    Unavailable,
-    Unrecognized,
-    error_reply,
-)
+from tessera.http.deadlines import DEFAULT_DEADLINE_SECONDS, deadline_of
+from tessera.http.errors import InvalidParam, MatrixError, Unrecognized, error_reply
+from tessera.http.failures import matrix_error_of
 from tessera.http.route_index import InvalidPath, RouteIndex, WrongMethod, check_query, split_path
 from tessera.ids import IdSource
-from tessera.storage.database import DatabaseUnavailable
 from tessera.telemetry import RequestMetrics
 
 log = structlog.get_logger(__name__)
+access_log = structlog.get_logger("tessera.access")
 
 CORS_HEADERS = (
     (b"access-control-allow-origin", b"*"),
@@ -45,19 +38,37 @@ CORS_HEADERS = (
     (b"access-control-allow-headers", b"X-Requested-With, Content-Type, Authorization, Date"),
     (b"access-control-expose-headers", b"Retry-After, ETag, Location"),
 )
+# A browser asks before each request with a token; this lets it remember the answer for a day (by path).
+PREFLIGHT_HEADERS = {"Access-Control-Max-Age": "86400"}
+
+# Of a refused request so much of the body is read and thrown away; for more, the connection is closed.
+MAX_DISCARDED_BYTES = 64 * 1024
+# A client that takes no byte of a long answer for so long is gone.
+SEND_STALL_SECONDS = 60.0
+CLIENT_GONE = 499  # in figures and logs only: nobody was left to answer
+
 _UNMATCHED = "unmatched"
 
 
 class MatrixApp:
     """An ASGI application; handlers find `state` at `request.app.state`."""
 
-    def __init__(self, routes: Sequence[Route], ids: IdSource, metrics: RequestMetrics | None) -> None:
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        ids: IdSource,
+        metrics: RequestMetrics | None = None,
+        *,
+        deadline_seconds: float = DEFAULT_DEADLINE_SECONDS,
+        log_requests: bool = False,
+    ) -> None:
         # FastAPI's own application is there for request.app; its middleware and router stay unused.
         self._fastapi = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
         self._index = RouteIndex(routes)
-        self._handlers = {id(route): _asgi_of(route) for route in routes}
+        self._handlers = {id(route): _asgi_of(route, deadline_seconds) for route in routes}
         self._ids = ids
         self._metrics = metrics
+        self._log_requests = log_requests
         self.routes = tuple(routes)
 
     @property
@@ -83,27 +94,40 @@ class MatrixApp:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *CORS_HEADERS]
+            elif message.get("more_body", False):
+                await _send_unless_stalled(send, message)
+                return
             await send(message)
 
         try:
             await self._dispatch(scope, receive, send_with_cors)
         except ClientDisconnect:
-            status = status or 499
+            status = status or CLIENT_GONE
         except Exception as error:  # the edge: whatever went wrong, the client gets an answer
-            reply = self._error_reply(error, scope)
+            reply = error_reply(self._answer_for(error, scope))
             if status:
                 raise  # half an answer is out: cut the connection, so that nobody takes it for whole
+            if _body_may_be_long(scope):
+                reply.raw_headers.append((b"connection", b"close"))
             await reply(scope, receive, send_with_cors)
+        finally:
+            self._note(scope, status, time.perf_counter() - started)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        operation = scope.get("tessera.operation", _UNMATCHED)
         if self._metrics is not None:
-            operation = scope.get("tessera.operation", _UNMATCHED)
-            method = scope["method"] if operation is not _UNMATCHED else ""
-            self._metrics.observe(operation, method, status, time.perf_counter() - started)
+            # Anybody can make up methods; those of unknown paths are not counted apart.
+            self._metrics.observe(operation, "" if operation is _UNMATCHED else scope["method"], status, seconds)
+        if self._log_requests:
+            access_log.info(
+                "request", operation=operation, method=scope["method"], status=status, ms=round(seconds * 1000, 2)
+            )
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "OPTIONS":
-            await Response(status_code=204)(scope, receive, send)
+            await Response(status_code=204, headers=PREFLIGHT_HEADERS)(scope, receive, send)
             return
-        raw_path: bytes = scope.get("raw_path") or scope["path"].encode("utf-8")
+        raw_path: bytes = scope.get("raw_path") or quote(scope["path"]).encode("ascii")
         try:
             segments = split_path(raw_path.partition(b"?")[0])
             check_query(scope["query_string"])
@@ -121,23 +145,15 @@ class MatrixApp:
         scope["tessera.operation"] = route.name
         await self._handlers[id(route)](scope, receive, send)
 
-    def _error_reply(self, error: Exception, scope: Scope) -> Response:
-        if isinstance(error, MatrixError):
-            return error_reply(error)
-        if isinstance(error, RequestValidationError):
-            return error_reply(_describe_validation(error))
-        if isinstance(error, HTTPException):
-            return error_reply(_describe_http_exception(error))
-        if isinstance(error, DatabaseUnavailable):
-            log.warning("database unavailable", operation=scope.get("tessera.operation"), error=str(error))
-            return error_reply(Unavailable())
+    def _answer_for(self, error: Exception, scope: Scope) -> MatrixError:
+        answer = matrix_error_of(error)
+        if answer is not None:
+            return answer
         reference = self._ids.letters(10)
         log.error(
             "request failed", operation=scope.get("tessera.operation", _UNMATCHED), reference=reference, exc_info=error
         )
-        return error_reply(
-            MatrixError(f"Internal server error (reference {reference})", errcode="M_UNKNOWN", status=500)
-        )
+        return MatrixError(f"Internal server error (reference {reference})", errcode="M_UNKNOWN", status=500)
 
 
 def create_app(
@@ -147,6 +163,8 @@ def create_app(
     state: Mapping[str, object],
     ids: IdSource,
     metrics: RequestMetrics | None = None,
+    deadline_seconds: float = DEFAULT_DEADLINE_SECONDS,
+    log_requests: bool = False,
 ) -> MatrixApp:
     """Put an application together.
 
@@ -154,6 +172,8 @@ def create_app(
         routes: plain Starlette routes, whose handlers take a Request and return a Response.
         routers: FastAPI routers; their routes answer with Responses of their own, no response models.
         state: becomes the attributes of `request.app.state`; `authenticator` is one of them.
+        deadline_seconds: for handlers without a `tessera.http.deadlines.deadline` of their own.
+        log_requests: one line for each request, with the handler's name in place of the path.
 
     Raises:
         ValueError: two routes have the same path and method.
@@ -163,22 +183,71 @@ def create_app(
         if not isinstance(route, Route):
             raise ValueError(f"{route!r} is no route for HTTP requests")
         everything.append(route)
-    app = MatrixApp(everything, ids, metrics)
+    app = MatrixApp(everything, ids, metrics, deadline_seconds=deadline_seconds, log_requests=log_requests)
     for name, value in state.items():
         setattr(app.state, name, value)
     return app
 
 
-def _asgi_of(route: Route) -> ASGIApp:
-    if isinstance(route, APIRoute):
-        return AsyncExitStackMiddleware(route.app)
+def _asgi_of(route: Route, default_seconds: float) -> ASGIApp:
+    """The application of one route. The deadline covers the handler, not the sending of what it made."""
     endpoint = route.endpoint
+    seconds = deadline_of(endpoint, default_seconds)
+    if isinstance(route, APIRoute):
+        app = AsyncExitStackMiddleware(route.app)
+        return app if seconds is None else _within(app, seconds)
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
-        response: Response = await endpoint(Request(scope, receive, send))
+        if seconds is None:
+            response: Response = await endpoint(Request(scope, receive, send))
+        else:
+            try:
+                async with asyncio.timeout(seconds) as limit:
+                    response = await endpoint(Request(scope, receive, send))
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                raise _overdue() from None
         await response(scope, receive, send)
 
     return call
+
+
+def _within(app: ASGIApp, seconds: float) -> ASGIApp:
+    """FastAPI sends the response itself; its answers are short, so the deadline may cover that too."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                await app(scope, receive, send)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise _overdue() from None
+
+    return call
+
+
+def _overdue() -> MatrixError:
+    return MatrixError("The request took too long", errcode="M_UNKNOWN", status=504)
+
+
+async def _send_unless_stalled(send: Send, message: Message) -> None:
+    try:
+        async with asyncio.timeout(SEND_STALL_SECONDS):
+            await send(message)
+    except TimeoutError:
+        raise ClientDisconnect from None
+
+
+def _body_may_be_long(scope: Scope) -> bool:
+    """Whether a refused request's body, perhaps unread, is long or of unknown length."""
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return not value.isdigit() or len(value) > 18 or int(value) > MAX_DISCARDED_BYTES
+        if name == b"transfer-encoding":
+            return True
+    return False
 
 
 async def _serve_lifespan(receive: Receive, send: Send) -> None:
@@ -190,22 +259,3 @@ async def _serve_lifespan(receive: Receive, send: Send) -> None:
         elif message["type"] == "lifespan.shutdown":
             await send({"type": "lifespan.shutdown.complete"})
             return
-
-
-def _describe_validation(error: RequestValidationError) -> MatrixError:
-    """Name the first thing that FastAPI could not use."""
-    problem = error.errors()[0]
-    place, *names = (str(part) for part in problem["loc"])
-    field = ".".join(names) or place
-    if problem["type"] == "missing":
-        return MissingParam(f"{field} is missing")
-    if problem["type"] == "json_invalid":
-        return NotJson("Content is not JSON")
-    message = f"{field}: {problem['msg']}"
-    return BadJson(message) if place == "body" else InvalidParam(message)
-
-
-def _describe_http_exception(error: HTTPException) -> MatrixError:
-    if error.status_code in (404, 405):
-        return Unrecognized(status=error.status_code)
-    return MatrixError(str(error.detail), errcode="M_UNKNOWN", status=error.status_code, headers=error.headers)

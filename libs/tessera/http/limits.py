@@ -24,6 +24,20 @@ class Rate:
     burst_count: int
 
 
+class RateSetting(Protocol):
+    """What a `Rate` looks like; the settings' own type fits as well."""
+
+    @property
+    def per_second(self) -> float:
+        """Actions that come back each second."""
+        ...
+
+    @property
+    def burst_count(self) -> int:
+        """Actions that a full bucket holds."""
+        ...
+
+
 class RateLimits(Protocol):
     """Named limits, the names being the settings' paths: `rc_message`, `rc_login.address`.
 
@@ -56,7 +70,7 @@ class LocalRateLimits:
     recently used go.
     """
 
-    def __init__(self, clock: Clock, rates: Mapping[str, Rate], *, max_keys: int = MAX_KEYS) -> None:
+    def __init__(self, clock: Clock, rates: Mapping[str, RateSetting], *, max_keys: int = MAX_KEYS) -> None:
         self._clock = clock
         self._rates = dict(rates)
         self._max_keys = max_keys

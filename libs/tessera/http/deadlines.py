@@ -1,0 +1,29 @@
+"""How long a handler may take.
+
+Spec: C-S API §Standard error response (the answer is 504 M_UNKNOWN; DESIGN §11: every wait is bounded).
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+# Longer than any wait inside a handler that has a deadline of its own: database, command, password, slow body.
+DEFAULT_DEADLINE_SECONDS = 90.0
+
+_ATTRIBUTE = "deadline_seconds"
+_Handler = TypeVar("_Handler", bound=Callable[..., Any])
+
+
+def deadline(seconds: float | None) -> Callable[[_Handler], _Handler]:
+    """Give a handler a deadline of its own, for long-polls; None for one that bounds its own waits, as uploads do."""
+
+    def mark(handler: _Handler) -> _Handler:
+        setattr(handler, _ATTRIBUTE, seconds)
+        return handler
+
+    return mark
+
+
+def deadline_of(handler: Callable[..., Any], default_seconds: float) -> float | None:
+    """Seconds in which a handler must have made its response."""
+    seconds: float | None = getattr(handler, _ATTRIBUTE, default_seconds)
+    return seconds
