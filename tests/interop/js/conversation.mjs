@@ -1,0 +1,159 @@
+// Two people talk through matrix-js-sdk. The Python test starts this script, kills and restarts the server when it is
+// asked to ("RESTART" on standard output, any line on standard input when it is done), and reads the last line, "DONE {...}".
+import * as sdk from "matrix-js-sdk";
+import { logger } from "matrix-js-sdk/lib/logger.js";
+import assert from "node:assert/strict";
+import readline from "node:readline";
+
+logger.setLevel("silent");
+const baseUrl = process.argv[2];
+const MESSAGES = 200;
+const WAIT_MS = 60_000;
+const input = readline.createInterface({ input: process.stdin })[Symbol.asyncIterator]();
+
+async function register(username) {
+    const anonymous = sdk.createClient({ baseUrl });
+    const body = { username, password: `${username}-secret`, initial_device_display_name: "js" };
+    let session;
+    try {
+        await anonymous.registerRequest(body);
+        assert.fail("registration without authentication was accepted");
+    } catch (error) {
+        session = error.data?.session;
+        assert.ok(session, `no UIA session: ${error}`);
+    }
+    await anonymous.registerRequest({ ...body, auth: { type: "m.login.dummy", session } });
+    const login = await anonymous.loginRequest({
+        type: "m.login.password",
+        identifier: { type: "m.id.user", user: username },
+        password: `${username}-secret`,
+    });
+    return sdk.createClient({
+        baseUrl,
+        userId: login.user_id,
+        accessToken: login.access_token,
+        deviceId: login.device_id,
+        timelineSupport: true,
+    });
+}
+
+function until(what, condition) {
+    const deadline = Date.now() + WAIT_MS;
+    return new Promise((resolve, reject) => {
+        const look = () => {
+            const value = condition();
+            if (value) resolve(value);
+            else if (Date.now() > deadline) reject(new Error(`timed out waiting for ${what}`));
+            else setTimeout(look, 20);
+        };
+        look();
+    });
+}
+
+// A client's own retry: the same transaction ID until the server has answered.
+async function send(client, roomId, type, content, txnId) {
+    for (let attempt = 0; ; attempt++) {
+        try {
+            return (await client.sendEvent(roomId, type, content, txnId)).event_id;
+        } catch (error) {
+            if (attempt > 100 || (error.httpStatus && error.httpStatus < 500 && error.httpStatus !== 429)) throw error;
+            await new Promise((resolve) => setTimeout(resolve, 200));
+        }
+    }
+}
+
+class Watcher {
+    constructor(client) {
+        this.client = client;
+        this.seen = [];
+        this.ids = new Set();
+        client.on(sdk.RoomEvent.Timeline, (event, _room, toStart) => {
+            if (toStart || event.getType() !== "m.room.message" || event.isSending()) return;
+            if (!event.getId()?.startsWith("$") || event.getContent()["m.relates_to"]) return;
+            assert.ok(!this.ids.has(event.getId()), `${event.getId()} came twice`);
+            this.ids.add(event.getId());
+            this.seen.push(event.getContent().body);
+        });
+    }
+}
+
+const suffix = process.argv[3];
+const alice = await register(`alice${suffix}`);
+const bob = await register(`bob${suffix}`);
+for (const client of [alice, bob]) {
+    await client.startClient({ initialSyncLimit: 10, pollTimeout: 5_000, disablePresence: true });
+    await until("first sync", () => client.getSyncState() === "SYNCING" || client.getSyncState() === "PREPARED");
+}
+
+const { room_id: roomId } = await alice.createRoom({ name: "Interop", preset: "private_chat", invite: [bob.getUserId()] });
+await until("invite", () => bob.getRoom(roomId)?.getMyMembership() === "invite");
+assert.equal(bob.getRoom(roomId).name, "Interop");
+await bob.joinRoom(roomId);
+await until("join", () => bob.getRoom(roomId)?.getMyMembership() === "join");
+await until("bob's arrival at alice", () => alice.getRoom(roomId)?.getMember(bob.getUserId())?.membership === "join");
+await until("the room's creation", () => bob.getRoom(roomId).currentState.getStateEvents("m.room.create", ""));
+
+const watchers = [new Watcher(alice), new Watcher(bob)];
+const expected = [];
+const eventIds = [];
+for (let number = 0; number < MESSAGES; number++) {
+    const sender = number % 2 ? bob : alice;
+    expected.push(`message ${number}`);
+    if (number === MESSAGES / 2) {
+        console.log("RESTART");
+        await input.next();
+    }
+    eventIds.push(await send(sender, roomId, "m.room.message", { msgtype: "m.text", body: `message ${number}` }, `t${number}`));
+}
+await until("all messages", () => watchers.every((watcher) => watcher.seen.length >= MESSAGES));
+for (const watcher of watchers) assert.deepEqual(watcher.seen, expected);
+
+// Typing, receipts.
+await alice.sendTyping(roomId, true, 10_000);
+await until("typing", () => bob.getRoom(roomId).getMember(alice.getUserId()).typing);
+await alice.sendTyping(roomId, false, 0);
+await until("no typing", () => !bob.getRoom(roomId).getMember(alice.getUserId()).typing);
+const last = bob.getRoom(roomId).findEventById(eventIds.at(-2));
+assert.ok(last, "the last message of alice is not in bob's timeline");
+await bob.sendReadReceipt(last);
+await until("receipt", () =>
+    alice.getRoom(roomId).getReceiptsForEvent(alice.getRoom(roomId).findEventById(eventIds.at(-2)))
+        .some((receipt) => receipt.userId === bob.getUserId()));
+
+// Edit, reaction, redaction.
+const target = eventIds.at(-2);
+await send(alice, roomId, "m.room.message", {
+    msgtype: "m.text",
+    body: "* better",
+    "m.new_content": { msgtype: "m.text", body: "better" },
+    "m.relates_to": { rel_type: "m.replace", event_id: target },
+}, "edit");
+await until("edit", () => bob.getRoom(roomId).findEventById(target).getContent().body === "better");
+const reaction = await send(bob, roomId, "m.reaction",
+    { "m.relates_to": { rel_type: "m.annotation", event_id: target, key: "👍" } }, "reaction");
+await until("reaction", () => {
+    const relations = alice.getRoom(roomId).relations.getChildEventsForEvent(target, "m.annotation", "m.reaction");
+    return relations?.getRelations().some((event) => event.getId() === reaction);
+});
+const redacted = eventIds.at(-1);
+await bob.redactEvent(roomId, redacted, "redaction");
+await until("redaction", () => alice.getRoom(roomId).findEventById(redacted)?.isRedacted());
+
+// Back to the creation.
+const room = alice.getRoom(roomId);
+while (room.getLiveTimeline().getPaginationToken(sdk.EventTimeline.BACKWARDS)) {
+    await alice.scrollback(room, 50);
+}
+const timeline = room.getLiveTimeline().getEvents();
+assert.equal(timeline[0].getType(), "m.room.create");
+assert.equal(timeline.filter((event) => event.getType() === "m.room.message" && !event.isRelation()).length, MESSAGES);
+
+await bob.leave(roomId);
+await until("bob's leave", () => alice.getRoom(roomId).getMember(bob.getUserId()).membership === "leave");
+for (const client of [alice, bob]) {
+    await client.logout(true);
+    client.stopClient();
+    await assert.rejects(client.whoami(), (error) => error.errcode === "M_UNKNOWN_TOKEN");
+}
+console.log(`DONE ${JSON.stringify({ messages: MESSAGES, events: timeline.length })}`);
+process.exit(0);

