@@ -14,38 +14,22 @@ from services.gateway import (
     account_data,
     account_management,
     admin_register,
-    banning,
     capabilities,
-    create_room,
     cross_signing,
     devices,
-    event_context,
-    inviting,
-    joining,
     keys,
-    kicking,
-    knocking,
-    leaving,
-    list_joined_rooms,
     login,
     logout,
-    message_pagination,
     presence,
     profile,
     pusher,
     pushrules,
-    read_markers,
-    receipts,
-    redaction,
     refresh,
     registration,
     room_keys,
-    room_send,
-    room_state,
-    rooms,
+    room_routes,
     send_to_device,
     tags,
-    typing,
     users,
     versions,
     voip,
@@ -53,6 +37,7 @@ from services.gateway import (
     whoami,
 )
 from services.gateway import filter as filters
+from services.gateway.claimed_names import ClaimedNames, NoClaims
 from services.gateway.dependencies import GatewayDeps
 from services.gateway.login_attempts import LoginAttempts
 from services.gateway.member_event_propagation import MemberEventPropagator
@@ -79,20 +64,19 @@ _MODULES = (
     *(whoami, versions, wellknown, login, logout, refresh, registration, admin_register, account_management),
     *(devices, profile, account_data, tags, filters, pushrules, pusher, presence, users, capabilities, voip),
     *(keys, cross_signing, room_keys, send_to_device),
-    *(create_room, joining, leaving, inviting, kicking, banning, knocking, list_joined_rooms),
-    *(room_send, room_state, redaction, rooms, message_pagination, event_context),
-    *(receipts, read_markers, typing),
 )
 
 
 def gateway_routes() -> Iterator[BaseRoute]:
     """The plain routes of all modules."""
+    yield from room_routes.HOT_ROUTES
     for module in _MODULES:
         yield from getattr(module, "routes", ())
 
 
 def gateway_routers() -> Iterator[APIRouter]:
-    """The FastAPI routers of all modules, under both paths of the client-server API."""
+    """The FastAPI routers of all modules, with their whole paths."""
+    yield from room_routes.room_routers()
     for module in _MODULES:
         if (router := getattr(module, "router", None)) is not None:
             yield mounted(router)
@@ -112,10 +96,11 @@ def build_gateway(
     authenticator: TokenAuthenticator,
     signing_key: SigningKey,
     passwords: Passwords,
+    claims: ClaimedNames | None = None,
 ) -> GatewayDeps:
     """Put together what the handlers work with.
 
-    The caller owns what runs: `last_seen.run`, `receipts.run` and `profile_propagation.settle_all`, and closes
+    The caller owns what runs: `last_seen.run`, `receipts.run` and `profile_propagation.run`, and closes
     `passwords` at the end.
     """
     server_name = ServerName(settings.server_name)
@@ -140,6 +125,7 @@ def build_gateway(
         propagate_profile=MemberEventPropagator(changes),
         signing_key=signing_key,
         receipts=ReceiptBatches(changes),
+        claims=claims or NoClaims(),
     )
 
 

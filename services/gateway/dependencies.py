@@ -8,6 +8,7 @@ from starlette.requests import Request
 
 from matrixcore.identifiers import ServerName
 from matrixcore.signing import SigningKey
+from services.gateway.claimed_names import ClaimedNames
 from services.gateway.login_attempts import LoginAttempts
 from services.gateway.passwords import Passwords
 from services.gateway.profile_propagation import ProfilePropagator
@@ -39,6 +40,7 @@ class GatewayDeps:
         authenticator: forget a session there when it ends in this process.
         propagate_profile: called after a name or avatar changed, to bring it into the user's rooms.
         signing_key: of create events, which the gateway signs.
+        claims: names that may not be registered, since application services own them.
         receipts: its `run` belongs to the process's TaskGroup.
     """
 
@@ -60,6 +62,7 @@ class GatewayDeps:
     propagate_profile: ProfilePropagator
     signing_key: SigningKey
     receipts: ReceiptBatches
+    claims: ClaimedNames
 
     @property
     def rooms(self) -> RoomChanges:

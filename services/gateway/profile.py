@@ -20,7 +20,7 @@ from services.gateway.dependencies import GatewayDep, GatewayDeps, gateway_of
 from services.gateway.routing import CurrentRequester, JsonObject, client_router, client_routes, requester_of
 from tessera.http.errors import BadJson, Forbidden, InvalidParam, MatrixError, MissingParam, NotFound
 from tessera.http.replies import json_bytes_reply, json_reply
-from tessera.storage import profiles
+from tessera.storage import profiles, user_rooms
 from tessera.storage.profiles import Profile
 
 router = client_router()
@@ -225,5 +225,12 @@ def _require_own(requester: UserId, user_id: str) -> None:
 
 
 async def _require_may_read(request: Request, gateway: GatewayDeps) -> None:
-    if gateway.settings.require_auth_for_profile_requests:
-        await requester_of(request)
+    """Everybody may, unless the operator wants a login, and perhaps a room that both are in."""
+    if not gateway.settings.require_auth_for_profile_requests:
+        return
+    requester = await requester_of(request)
+    target = request.path_params["user_id"]
+    if gateway.settings.limit_profile_requests_to_users_who_share_rooms and target != requester.user_id:
+        async with gateway.accounts.reading() as tx:
+            if not await user_rooms.shares_room(tx, requester.user_id, target):
+                raise Forbidden("Profiles are shown to people in the same rooms only")

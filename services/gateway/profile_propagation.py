@@ -11,8 +11,11 @@ from typing import Protocol
 import structlog
 
 from matrixcore.identifiers import UserId
+from tessera.clock import Clock
 from tessera.storage import profiles
-from tessera.storage.database import Database
+from tessera.storage.database import Database, DatabaseUnavailable
+
+SWEEP_SECONDS = 60.0
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +36,16 @@ async def settle(accounts: Database, propagate: ProfilePropagator, user_id: User
     await propagate(user_id)
     async with accounts.transaction() as tx:
         await profiles.settle_debt(tx, user_id, revision)
+
+
+async def run(accounts: Database, propagate: ProfilePropagator, clock: Clock) -> None:
+    """Settle what crashes and outages left behind, at the start and then once a minute, for ever."""
+    while True:
+        try:
+            await settle_all(accounts, propagate)
+        except DatabaseUnavailable:
+            log.warning("profiles owed to rooms not read")
+        await clock.sleep(SWEEP_SECONDS)
 
 
 async def settle_all(accounts: Database, propagate: ProfilePropagator) -> int:

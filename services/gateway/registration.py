@@ -15,7 +15,7 @@ from services.gateway.passwords import MAX_PASSWORD_BYTES
 from services.gateway.routing import ClientAddress, JsonObject, client_router
 from services.gateway.sessions import start_session
 from services.gateway.uia import DUMMY_FLOWS, UiaRequest
-from tessera.http.errors import BadJson, Forbidden, InvalidParam, InvalidUsername, MissingParam, UserInUse
+from tessera.http.errors import BadJson, Exclusive, Forbidden, InvalidParam, InvalidUsername, MissingParam, UserInUse
 from tessera.http.replies import json_reply
 from tessera.storage import users
 
@@ -174,7 +174,9 @@ def parse_username(username: str, server_name: ServerName) -> UserId:
 
 
 async def require_free_name(gateway: GatewayDeps, user_id: UserId) -> None:
-    """Raises UserInUse for a name that somebody has or had."""
+    """Raises Exclusive for a name that an application service claims, UserInUse for one that somebody has or had."""
+    if gateway.claims.is_user_claimed(user_id):
+        raise Exclusive("The user name is reserved by an application service")
     async with gateway.accounts.reading() as tx:
         if await users.user_exists(tx, user_id):
             raise UserInUse()

@@ -5,11 +5,13 @@ from typing import Any
 
 import httpx
 
-from matrixcore.identifiers import UserId
+from matrixcore.identifiers import EventId, RoomId, UserId
 from services.gateway.dependencies import GatewayDeps
 from tessera.clock import FakeClock
 from tessera.fanout import DeviceWake, LocalFanout, PresenceChange, UserWake
+from tessera.storage import user_rooms
 from tessera.storage.database import Database
+from tessera.storage.user_rooms import MembershipChange
 
 SERVER = "test.example"
 API = "/_matrix/client/v3"
@@ -93,6 +95,15 @@ class Server:
     async def login(self, name: str, device_id: str | None = None, password: str = PASSWORD, **fields: Any) -> Session:
         response = await self.post("/login", login_body(name, password, device_id, **fields))
         return self.session(response.raise_for_status().json())
+
+    async def join(self, room: str, *sessions: Session, position: int = 1) -> None:
+        """Note in the account store that these users are joined."""
+        changes = [
+            MembershipChange(one.user_id, RoomId(room), "join", EventId("$join"), one.user_id, 0, 1, position)
+            for one in sessions
+        ]
+        async with self.accounts.transaction() as tx:
+            await user_rooms.apply_changes(tx, changes)
 
     def session(self, reply: dict[str, Any]) -> Session:
         return Session(self.client, UserId(reply["user_id"]), reply["device_id"], reply["access_token"])

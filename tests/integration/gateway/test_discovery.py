@@ -7,20 +7,11 @@ from collections.abc import Callable
 
 from gateway_server import Server, Session
 
-from matrixcore.identifiers import EventId, RoomId, UserId
-from tessera.storage import directory, user_rooms
+from matrixcore.identifiers import RoomId, UserId
+from tessera.storage import directory
 from tessera.storage.directory import RoomSummary
-from tessera.storage.user_rooms import MembershipChange
 
 Make = Callable[..., Server]
-
-
-async def _join(server: Server, room: str, *sessions: Session, position: int = 1) -> None:
-    changes = [
-        MembershipChange(s.user_id, RoomId(room), "join", EventId("$j"), s.user_id, 0, 1, position) for s in sessions
-    ]
-    async with server.accounts.transaction() as tx:
-        await user_rooms.apply_changes(tx, changes)
 
 
 async def test_versions(server: Server) -> None:
@@ -103,7 +94,7 @@ async def test_presence_is_set_and_seen_by_those_who_share_a_room(server: Server
         "status_msg": "here",
     }
     assert (await bob.get(path)).json()["errcode"] == "M_FORBIDDEN"
-    await _join(server, "!r:x", alice, bob)
+    await server.join("!r:x", alice, bob)
     assert (await bob.get(path)).json()["presence"] == "online"
     assert (await bob.put(path, {"presence": "offline"})).status_code == 403
     assert (await alice.put(path, {})).json()["errcode"] == "M_MISSING_PARAM"
@@ -131,9 +122,9 @@ async def test_the_directory_finds_whom_the_user_can_see(server: Server) -> None
     alice, bob, carol, dave = [await server.register(name) for name in ("alice", "bob", "carol", "dave")]
     await bob.put(f"/profile/{bob.user_id}/displayname", {"displayname": "Robert 100% Müller"})
     assert await _search(alice, "bob") == []
-    await _join(server, "!shared:x", alice, bob)
-    await _join(server, "!public:x", carol)
-    await _join(server, "!private:x", dave)
+    await server.join("!shared:x", alice, bob)
+    await server.join("!public:x", carol)
+    await server.join("!private:x", dave)
     summary = RoomSummary(
         RoomId("!public:x"), 1, 1, None, None, None, None, None, "public", False, False, None, "12", 1
     )

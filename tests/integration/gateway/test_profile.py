@@ -130,6 +130,16 @@ async def test_the_operator_may_manage_names_and_close_profiles(make_server: Mak
     assert capabilities["m.set_displayname"] == {"enabled": False}
 
 
+async def test_profiles_may_be_for_people_in_the_same_rooms_only(make_server: Make) -> None:
+    server = make_server(require_auth_for_profile_requests=True, limit_profile_requests_to_users_who_share_rooms=True)
+    alice, bob = await server.register("alice"), await server.register("bob")
+    assert (await alice.get(f"/profile/{ALICE}")).status_code == 200
+    refused = await bob.get(f"/profile/{ALICE}")
+    assert (refused.status_code, refused.json()["errcode"]) == (403, "M_FORBIDDEN")
+    await server.join("!room:test.example", alice, bob)
+    assert (await bob.get(f"/profile/{ALICE}")).status_code == 200
+
+
 async def test_a_profile_is_one_query(server: Server) -> None:
     await server.register("alice")
     async with server.accounts.counting() as count:

@@ -1,12 +1,17 @@
 """POST /register, GET /register/available and the shared-secret registration."""
 
+import hashlib
+import hmac
 from collections.abc import Callable
+from dataclasses import replace
 
 import httpx
 import pytest
 from gateway_server import PASSWORD, Server
 
 from services.gateway.admin_register import registration_mac
+from services.gateway.registration import register_user
+from tessera.http.errors import Exclusive
 from tessera.http.limits import Rate
 from tessera.storage import users
 
@@ -90,6 +95,17 @@ async def test_names_that_cannot_be_had(server: Server, username: str, errcode: 
     assert (refused.status_code, refused.json()["errcode"]) == (400, errcode)
     available = await server.get("/register/available", params={"username": username})
     assert (available.status_code, available.json()["errcode"]) == (400, errcode)
+
+
+class _Bridge:
+    def is_user_claimed(self, user_id: str) -> bool:
+        return user_id.startswith("@irc_")
+
+
+async def test_a_bridge_s_names_are_exclusive(server: Server) -> None:
+    server = replace(server, gateway=replace(server.gateway, claims=_Bridge()))
+    with pytest.raises(Exclusive):
+        await register_user(server.gateway, {"username": "irc_bob", "password": PASSWORD})
 
 
 async def test_a_free_name_is_available(server: Server) -> None:
@@ -182,9 +198,6 @@ async def test_without_a_shared_secret_there_is_no_such_registration(make_server
 
 
 def test_the_mac_is_synapse_s() -> None:
-    import hashlib
-    import hmac
-
     message = b"nonce\x00root\x00pass\x00admin"
     expected = hmac.new(b"secret", message, hashlib.sha1).hexdigest()
     assert registration_mac("secret", "nonce", "root", "pass", is_admin=True) == expected
