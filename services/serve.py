@@ -21,6 +21,7 @@ from starlette.routing import BaseRoute
 
 from matrixcore.identifiers import ServerName
 from matrixcore.signing import SigningKey, read_signing_keys
+from services.gateway import profile_propagation
 from services.gateway.app import build_gateway, gateway_routers, gateway_routes
 from services.gateway.passwords import Passwords
 from services.media.main import build_media
@@ -218,7 +219,9 @@ async def run_services(settings: Settings, stores: Stores, clock: Clock) -> Asyn
         stack.push_async_callback(writer.stop)
         await sync.start()
         stack.push_async_callback(sync.stop)
+        stack.push_async_callback(last_seen.flush)
         running = [sync.run(), commands.poll_overdue(), last_seen.run(), gateway.receipts.run()]
+        running.append(profile_propagation.run(accounts, gateway.propagate_profile, clock))
         running += [consumer.run() for consumer in consumers]
         tasks.extend(group.create_task(coroutine) for coroutine in running)
         await writer.wait_ready()
