@@ -126,6 +126,15 @@ class SeededRoom:
             thread_root(relation),
         )
         await self.database.execute(
+            "INSERT INTO rooms.records (partition, position, incarnation, room_id, room_previous, kind, event_id)"
+            " VALUES ($1, $2, 1, $3, $4, 1, $5)",
+            partition_of(self.room_id, PARTITIONS),
+            self.position,
+            self.room_id,
+            self.position - 1,
+            event.event_id,
+        )
+        await self.database.execute(
             "UPDATE rooms.rooms SET last_position = $2 WHERE room_id = $1", self.room_id, self.position
         )
 

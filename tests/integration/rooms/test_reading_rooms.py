@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from conftest import Client
+from room_clients import Client
 from seeded_rooms import ALICE, BEGINNING_MS, BOB, CAROL, ROOM, SeededRoom
 
 from matrixcore.identifiers import UserId
