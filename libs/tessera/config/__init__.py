@@ -1,8 +1,20 @@
 """The configuration: homeserver.yaml and the environment, checked once, frozen afterwards."""
 
+from tessera.config.consistency import load_signing_keys
 from tessera.config.errors import ConfigError, Problem
+from tessera.config.generating import generate_config
 from tessera.config.listeners import Listener
 from tessera.config.rate_limits import RateLimit
+from tessera.config.reading import read_settings
 from tessera.config.settings import Settings
 
-__all__ = ["ConfigError", "Listener", "Problem", "RateLimit", "Settings"]
+__all__ = [
+    "ConfigError",
+    "Listener",
+    "Problem",
+    "RateLimit",
+    "Settings",
+    "generate_config",
+    "load_signing_keys",
+    "read_settings",
+]

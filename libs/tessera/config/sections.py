@@ -37,6 +37,14 @@ class TrustedKeyServer(Section):
     accept_keys_insecurely: bool = False
 
 
+class PasswordConfig(Section):
+    """Accounts with passwords of our own cannot be switched off, and hashes are made without a pepper."""
+
+    enabled: Literal[True] = True
+    localdb_enabled: Literal[True] = True
+    pepper: Literal[""] | None = None
+
+
 class Presence(Section):
     """Whether presence is kept and sent."""
 

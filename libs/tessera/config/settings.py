@@ -1,10 +1,11 @@
 """`Settings`: homeserver.yaml after it was checked."""
 
+from collections.abc import Iterable
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AliasChoices, Field, PrivateAttr, SecretStr, field_validator
 
 from matrixcore.identifiers import parse_server_name
 from tessera.config.database import DEFAULT_SHARD, DatabaseSettings, TesseraSettings
@@ -14,6 +15,7 @@ from tessera.config.sections import (
     DirectoryRule,
     KeyId,
     OldSigningKey,
+    PasswordConfig,
     Pool,
     Presence,
     Push,
@@ -59,7 +61,7 @@ class Settings(RateLimits):
     pid_file: FilePath | None = None
     report_stats: bool | None = None  # nothing is ever reported; the key is in every file that Synapse made
 
-    listeners: Annotated[tuple[Listener, ...], Field(min_length=1)] = DEFAULT_LISTENERS
+    listeners: tuple[Listener, ...] = DEFAULT_LISTENERS
     tls_certificate_path: FilePath | None = None
     tls_private_key_path: FilePath | None = None
 
@@ -71,8 +73,8 @@ class Settings(RateLimits):
 
     enable_registration: bool = False
     enable_registration_without_verification: bool = False
-    registration_requires_token: bool = False
     registration_shared_secret: SecretStr | None = None
+    password_config: PasswordConfig = PasswordConfig()
     allow_guest_access: bool = False
     enable_set_displayname: bool = True
     enable_set_avatar_url: bool = True
@@ -126,6 +128,8 @@ class Settings(RateLimits):
     log_config: FilePath | None = None
     tessera: TesseraSettings = TesseraSettings()
 
+    _unused_keys: tuple[str, ...] = PrivateAttr(default=())
+
     @classmethod
     def for_tests(cls, **overrides: Any) -> Self:
         """Settings of a server `test.example` with secrets, registration and loose limits; keys may be replaced."""
@@ -147,6 +151,16 @@ class Settings(RateLimits):
         if not url.startswith(("https://", "http://")) or len(url) <= len("https://"):
             raise ValueError("must be a URL such as https://matrix.example.org/")
         return url if url.endswith("/") else url + "/"
+
+    @property
+    def unused_keys(self) -> tuple[str, ...]:
+        """Keys of the file that Synapse knows and that have no effect here, for a warning."""
+        return self._unused_keys
+
+    def with_unused(self, keys: Iterable[str]) -> Self:
+        """The same settings, remembering which keys of their file have no effect."""
+        self._unused_keys = tuple(keys)
+        return self
 
     @property
     def data_dir(self) -> Path:

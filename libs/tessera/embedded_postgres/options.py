@@ -22,6 +22,7 @@ BASE: Mapping[str, str] = {
     "max_worker_processes": "2",
     "max_wal_senders": "2",
     "max_replication_slots": "0",
+    "max_logical_replication_workers": "0",
     "io_method": "sync",  # the default keeps three more processes
     "huge_pages": "off",
     "jit": "off",

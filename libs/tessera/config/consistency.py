@@ -1,0 +1,96 @@
+"""What only shows when several keys are looked at together, or the files that they name."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from matrixcore.signing import InvalidKey, SigningKey, read_signing_keys
+from tessera.config.errors import ConfigError, Problem
+from tessera.config.settings import Settings
+
+_MAX_KEY_FILE_BYTES = 64 << 10
+
+
+def joint_problems(settings: Settings) -> list[Problem]:
+    """Contradictions between keys."""
+    problems: list[Problem] = []
+    if not settings.listeners:
+        problems.append(Problem("listeners", "must name at least one"))
+    if any(listener.tls for listener in settings.listeners):
+        for key in ("tls_certificate_path", "tls_private_key_path"):
+            if getattr(settings, key) is None:
+                problems.append(Problem(key, "is required, since a listener has tls: true"))
+    seen: set[tuple[str, int]] = set()
+    for number, listener in enumerate(settings.listeners):
+        places = {(address, listener.port) for address in listener.bind_addresses if listener.port != 0}
+        if places & seen:
+            problems.append(Problem(f"listeners.{number}.port", "another listener has the same port and address"))
+        seen |= places
+    if settings.enable_registration and not settings.enable_registration_without_verification:
+        problems.append(
+            Problem(
+                "enable_registration",
+                "opens the server to everybody, spammers too; say that it is meant with "
+                "enable_registration_without_verification: true, or set it to false",
+            )
+        )
+    if settings.tessera.shards and settings.accounts_dsn is None:
+        problems.append(Problem("tessera.shards", "needs tessera.accounts_dsn (or database)"))
+    pool = settings.pool
+    if pool.min_size > pool.max_size:
+        where = "tessera.pool.min_size" if settings.tessera.pool is not None else "database.args.cp_min"
+        problems.append(Problem(where, "is larger than the maximum"))
+    return problems
+
+
+def file_problems(settings: Settings) -> list[Problem]:
+    """Files that the configuration names and that cannot be used."""
+    problems = [
+        Problem(key, f"{path} cannot be read: {reason}")
+        for key, path in _named_files(settings)
+        if (reason := _why_unreadable(path)) is not None
+    ]
+    try:
+        load_signing_keys(settings)
+    except ConfigError as error:
+        problems.extend(error.problems)
+    return problems
+
+
+def load_signing_keys(settings: Settings) -> list[SigningKey]:
+    """The server's own keys, from signing_key or the key file; the first one signs.
+
+    Raises:
+        ConfigError: there is none, or what stands there is no key.
+    """
+    key = "signing_key" if settings.signing_key is not None else "signing_key_path"
+    try:
+        if settings.signing_key is not None:
+            return read_signing_keys(settings.signing_key.get_secret_value())
+        with settings.signing_key_file.open("rb") as file:
+            text = file.read(_MAX_KEY_FILE_BYTES).decode()
+        return read_signing_keys(text)
+    except OSError as error:
+        reason = f"{settings.signing_key_file} cannot be read: {error.strerror}"
+    except InvalidKey as error:
+        reason = f"{settings.signing_key_file}: {error}" if key == "signing_key_path" else str(error)
+    except UnicodeDecodeError:
+        reason = f"{settings.signing_key_file} is no key file"
+    raise ConfigError("signing key", [Problem(key, reason)])
+
+
+def _named_files(settings: Settings) -> Iterator[tuple[str, Path]]:
+    for key in ("tls_certificate_path", "tls_private_key_path", "log_config"):
+        path = getattr(settings, key)
+        if path is not None:
+            yield key, path
+    for key in ("app_service_config_files", "federation_custom_ca_list"):
+        for number, path in enumerate(getattr(settings, key)):
+            yield f"{key}.{number}", path
+
+
+def _why_unreadable(path: Path) -> str | None:
+    try:
+        with path.open("rb"):
+            return None
+    except OSError as error:
+        return error.strerror
