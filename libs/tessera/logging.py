@@ -30,7 +30,7 @@ _SECRET_FIELD = re.compile(
     r"token|password|passphrase|secret|authorization|cookie|signing_key|credential", re.IGNORECASE
 )
 _SECRETS = re.compile(
-    r"(?P<keep>access_token=|refresh_token=|\bBearer\s+|://[^/\s:@]+:)(?P<secret>[^\s&\"'@]+)"
+    r"(?P<keep>access_token=|refresh_token=|\bBearer\s+|://[^/\s:@]*:(?=[^\s/@]+@))(?P<secret>[^\s&\"'@]+)"
     r"|\bts[ar]_[A-Za-z0-9_-]{8,}|\bsyt_[A-Za-z0-9_=-]{8,}",
     re.IGNORECASE,
 )

@@ -19,6 +19,7 @@ from services.media.response_headers import clean_filename, content_headers
 from services.media.thumbnails import ImageTooLarge, NoThumbnail, ThumbnailRequest
 from tessera.http.authentication import authenticate
 from tessera.http.bodies import declared_length, stream_body
+from tessera.http.deadlines import deadline
 from tessera.http.errors import InvalidParam, MatrixError, MissingParam, NotFound, TooLarge
 from tessera.http.replies import json_reply
 from tessera.storage.media import UploadedContent
@@ -53,6 +54,7 @@ class ContentResponse(Response):
                 self._content.close()
 
 
+@deadline(None)
 async def upload_content(request: Request) -> Response:
     """Store a body under a new media ID."""
     media = media_of(request)
@@ -70,6 +72,7 @@ async def create_content(request: Request) -> Response:
     return json_reply({"content_uri": f"mxc://{media.server_name}/{media_id}", "unused_expires_at": expires_ms})
 
 
+@deadline(None)
 async def upload_content_to_mxc(request: Request) -> Response:
     """Store a body under a reserved media ID."""
     requester = await authenticate(request)

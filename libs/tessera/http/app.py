@@ -104,12 +104,12 @@ class MatrixApp:
         except ClientDisconnect:
             status = status or CLIENT_GONE
         except Exception as error:  # the edge: whatever went wrong, the client gets an answer
-            reply = error_reply(self._answer_for(error, scope))
+            answer = self._answer_for(error, scope)
             if status:
                 raise  # half an answer is out: cut the connection, so that nobody takes it for whole
             if _body_may_be_long(scope):
-                reply.raw_headers.append((b"connection", b"close"))
-            await reply(scope, receive, send_with_cors)
+                answer.headers["Connection"] = "close"
+            await error_reply(answer)(scope, receive, send_with_cors)
         finally:
             self._note(scope, status, time.perf_counter() - started)
 

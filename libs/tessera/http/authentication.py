@@ -61,6 +61,7 @@ class RequesterCache:
         self._find = find
         self._max_tokens = max_tokens
         self._cached: OrderedDict[str, tuple[float, Requester]] = OrderedDict()
+        self._tokens: dict[UserId, set[str]] = {}  # of the cached ones, so that a logout need not look at all
         self._forgotten = 0
 
     async def get(self, token: str) -> Requester:
@@ -75,17 +76,22 @@ class RequesterCache:
         else:
             requester = await self._look_up(token)
         if requester.expires_ts is not None and requester.expires_ts <= self._clock.now_ms():
-            self._cached.pop(token, None)
+            self._drop(token)
             raise UnknownToken("The access token has expired", soft_logout=True)
         return requester
 
     def forget_device(self, user_id: UserId, device_id: str) -> None:
         """A session ended in this process: its tokens are dead at once."""
-        self._forget(lambda one: one.user_id == user_id and one.device_id == device_id)
+        self._forgotten += 1
+        for token in list(self._tokens.get(user_id, ())):
+            if self._cached[token][1].device_id == device_id:
+                self._drop(token)
 
     def forget_user(self, user_id: UserId) -> None:
         """All sessions of a user ended in this process."""
-        self._forget(lambda one: one.user_id == user_id)
+        self._forgotten += 1
+        for token in list(self._tokens.get(user_id, ())):
+            self._drop(token)
 
     def __len__(self) -> int:
         return len(self._cached)
@@ -96,21 +102,27 @@ class RequesterCache:
         valid_until = self._clock.monotonic() + CACHE_SECONDS
         forgotten = self._forgotten
         requester = await self._find(token)
+        self._drop(token)
         if requester is None:
-            self._cached.pop(token, None)
             raise UnknownToken
         # What was read before a session ended must not be kept after it.
         if forgotten == self._forgotten:
-            self._cached[token] = (valid_until, requester)
-            self._cached.move_to_end(token)
-            if len(self._cached) > self._max_tokens:
-                self._cached.popitem(last=False)
+            self._keep(token, valid_until, requester)
         return requester
 
-    def _forget(self, is_meant: Callable[[Requester], bool]) -> None:
-        self._forgotten += 1
-        for token in [token for token, (_, requester) in self._cached.items() if is_meant(requester)]:
-            del self._cached[token]
+    def _keep(self, token: str, valid_until: float, requester: Requester) -> None:
+        self._cached[token] = (valid_until, requester)
+        self._tokens.setdefault(requester.user_id, set()).add(token)
+        if len(self._cached) > self._max_tokens:
+            self._drop(next(iter(self._cached)))
+
+    def _drop(self, token: str) -> None:
+        cached = self._cached.pop(token, None)
+        if cached is not None:
+            tokens = self._tokens[cached[1].user_id]
+            tokens.discard(token)
+            if not tokens:
+                del self._tokens[cached[1].user_id]
 
 
 def access_token_of(request: Request) -> str:

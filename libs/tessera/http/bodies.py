@@ -8,7 +8,8 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from matrixcore import canonical_json
-from tessera.http.errors import BadJson, InvalidParam, MatrixError, NotJson, TooLarge
+from tessera.http.errors import InvalidParam, MatrixError, TooLarge
+from tessera.http.failures import of_invalid_json
 
 MAX_JSON_BYTES = 1024 * 1024  # of most endpoints; an event may have 64 KiB
 BODY_DEADLINE_SECONDS = 30.0
@@ -46,7 +47,7 @@ async def read_body(
                     raise _too_large(max_bytes)
                 chunks.append(chunk)
     except TimeoutError:
-        raise MatrixError("The body did not arrive in time", errcode="M_UNKNOWN", status=408) from None
+        raise _overdue() from None
 
 
 async def read_json_object(
@@ -75,10 +76,8 @@ def parse_json_object(body: bytes, *, allow_floats: bool = False) -> dict[str, A
     """`matrixcore.canonical_json.parse_json_object` with its errors as answers."""
     try:
         return canonical_json.parse_json_object(body, allow_floats=allow_floats)
-    except canonical_json.NotJson as error:
-        raise NotJson(f"Content is not JSON: {error}") from None
-    except canonical_json.BadJson as error:
-        raise BadJson(f"Content is not acceptable: {error}") from None
+    except canonical_json.InvalidJson as error:
+        raise of_invalid_json(error) from None
 
 
 async def stream_body(
@@ -98,7 +97,7 @@ async def stream_body(
                 async with asyncio.timeout(wait):
                     chunk = await anext(stream, None)
             except TimeoutError:
-                raise MatrixError("The body did not arrive in time", errcode="M_UNKNOWN", status=408) from None
+                raise _overdue() from None
             if chunk is None:
                 return
             if chunk:
@@ -121,3 +120,9 @@ def declared_length(request: Request) -> int | None:
 
 def _too_large(max_bytes: int) -> TooLarge:
     return TooLarge(f"The body is larger than {max_bytes} bytes")
+
+
+def _overdue() -> MatrixError:
+    return MatrixError(
+        "The body did not arrive in time", errcode="M_UNKNOWN", status=408, headers={"Connection": "close"}
+    )

@@ -35,16 +35,21 @@ def matrix_error_of(error: Exception) -> MatrixError | None:
             return _of_http_exception(error)
         case InvalidIdentifier():
             return InvalidParam(str(error))
-        case canonical_json.NotJson():
-            return NotJson(f"Content is not JSON: {error}")
-        case canonical_json.BadJson():
-            return BadJson(f"Content is not acceptable: {error}")
+        case canonical_json.InvalidJson():
+            return of_invalid_json(error)
         case CommandUnanswered():
             return Unavailable("The room did not answer in time; nothing was done", retry_after_ms=error.retry_after_ms)
         case DatabaseUnavailable():
             log.warning("database unavailable", error=str(error))
             return Unavailable()
     return None
+
+
+def of_invalid_json(error: canonical_json.InvalidJson) -> MatrixError:
+    """M_NOT_JSON or M_BAD_JSON for what `matrixcore.canonical_json` refuses."""
+    if isinstance(error, canonical_json.NotJson):
+        return NotJson(f"Content is not JSON: {error}")
+    return BadJson(f"Content is not acceptable: {error}")
 
 
 def _of_validation(error: RequestValidationError) -> MatrixError:

@@ -152,10 +152,13 @@ def check_query(query: bytes) -> None:
 
 
 def _decode(raw: bytes, what: str) -> str:
-    if b"%" in raw and _BAD_ESCAPE.search(raw):
-        raise InvalidPath(f"the {what} has a % without two hexadecimal digits")
     try:
-        text = unquote_to_bytes(raw).decode("utf-8")
+        if b"%" not in raw:
+            text = raw.decode("utf-8")
+        elif _BAD_ESCAPE.search(raw):
+            raise InvalidPath(f"the {what} has a % without two hexadecimal digits")
+        else:
+            text = unquote_to_bytes(raw).decode("utf-8")
     except UnicodeDecodeError:
         raise InvalidPath(f"the {what} is not UTF-8") from None
     if "\0" in text:
