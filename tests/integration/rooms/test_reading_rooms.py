@@ -270,3 +270,16 @@ async def test_a_page_takes_few_statements(alice: Client, room: SeededRoom, acco
     assert len(page["chunk"]) == 10
     # Ignored users; the room with the memberships, the page, the relations.
     assert count.statements <= 4
+
+
+async def test_reports(alice: Client, carol: Client, room: SeededRoom, accounts: Database) -> None:
+    event = await room.message(ALICE, "bad")
+    path = f"/rooms/{ROOM}/report"
+    assert await alice.post(f"{path}/{event.event_id}", {"reason": "rude", "score": -100}) == {}
+    assert await carol.post(path, {"reason": "all of it"}) == {}
+    rows = await accounts.fetch("SELECT reporter, event_id, reported_user, reason FROM accounts.reports ORDER BY 1")
+    assert [tuple(row) for row in rows] == [(ALICE, event.event_id, ALICE, "rude"), (CAROL, None, None, "all of it")]
+    assert await carol.refused("POST", f"{path}/{event.event_id}", {}) == (404, "M_NOT_FOUND")
+    assert await alice.refused("POST", f"{path}/$unknown", {}) == (404, "M_NOT_FOUND")
+    assert await alice.refused("POST", path, {}) == (400, "M_MISSING_PARAM")
+    assert await alice.refused("POST", f"/users/{BOB}/report", {"reason": "x"}) == (404, "M_NOT_FOUND")
