@@ -10,6 +10,7 @@ Spec: C-S API §API Standards, §Web Browser Clients.
 import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from urllib.parse import quote
 
 import structlog
@@ -41,8 +42,11 @@ CORS_HEADERS = (
 # A browser asks before each request with a token; this lets it remember the answer for a day (by path).
 PREFLIGHT_HEADERS = {"Access-Control-Max-Age": "86400"}
 
-# Of a refused request so much of the body is read and thrown away; for more, the connection is closed.
-MAX_DISCARDED_BYTES = 64 * 1024
+# A refused request whose unread body may be longer than this costs its connection, so that nobody sends us gigabytes.
+MAX_UNREAD_BYTES = 64 * 1024
+# So much of it is still thrown away first: closing at once could destroy the answer before a busy sender reads it.
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 16 * 1024 * 1024
 # A client that takes no byte of a long answer for so long is gone.
 SEND_STALL_SECONDS = 60.0
 CLIENT_GONE = 499  # in figures and logs only: nobody was left to answer
@@ -88,6 +92,13 @@ class MatrixApp:
         started = time.perf_counter()
         scope["app"] = self._fastapi
         status = 0
+        body_ended = False
+
+        async def watched_receive() -> Message:
+            nonlocal body_ended
+            message = await receive()
+            body_ended = body_ended or not message.get("more_body", False)
+            return message
 
         async def send_with_cors(message: Message) -> None:
             nonlocal status
@@ -100,16 +111,17 @@ class MatrixApp:
             await send(message)
 
         try:
-            await self._dispatch(scope, receive, send_with_cors)
+            await self._dispatch(scope, watched_receive, send_with_cors)
         except ClientDisconnect:
             status = status or CLIENT_GONE
         except Exception as error:  # the edge: whatever went wrong, the client gets an answer
             answer = self._answer_for(error, scope)
             if status:
                 raise  # half an answer is out: cut the connection, so that nobody takes it for whole
-            if _body_may_be_long(scope):
-                answer.headers["Connection"] = "close"
-            await error_reply(answer)(scope, receive, send_with_cors)
+            if body_ended or not _body_may_be_long(scope):
+                await error_reply(answer)(scope, receive, send_with_cors)
+            else:
+                await _answer_and_close(answer, receive, send_with_cors)
         finally:
             self._note(scope, status, time.perf_counter() - started)
 
@@ -240,11 +252,28 @@ async def _send_unless_stalled(send: Send, message: Message) -> None:
         raise ClientDisconnect from None
 
 
+async def _answer_and_close(answer: MatrixError, receive: Receive, send: Send) -> None:
+    """Refuse a request whose body is still coming: answer at once, let the sender notice, close the connection."""
+    answer.headers["Connection"] = "close"
+    reply = error_reply(answer)
+    await send({"type": "http.response.start", "status": reply.status_code, "headers": reply.raw_headers})
+    await send({"type": "http.response.body", "body": reply.body, "more_body": True})
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            size = 0
+            while size < LINGER_BYTES:
+                message = await receive()
+                if not message.get("more_body", False):
+                    break
+                size += len(message["body"])
+    await send({"type": "http.response.body", "body": b""})
+
+
 def _body_may_be_long(scope: Scope) -> bool:
-    """Whether a refused request's body, perhaps unread, is long or of unknown length."""
+    """Whether a request's body is long or of unknown length."""
     for name, value in scope["headers"]:
         if name == b"content-length":
-            return not value.isdigit() or len(value) > 18 or int(value) > MAX_DISCARDED_BYTES
+            return not value.isdigit() or len(value) > 18 or int(value) > MAX_UNREAD_BYTES
         if name == b"transfer-encoding":
             return True
     return False

@@ -1,7 +1,7 @@
 """What an application does when clients go away, answers break off, or servers behave differently."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from tessera.http import app as app_module
 from tessera.http.app import MatrixApp, create_app
 from tessera.http.bodies import read_body
+from tessera.http.errors import Forbidden
 from tessera.http.replies import json_reply
 from tessera.ids import IdSource
 from tessera.telemetry import RequestMetrics
@@ -41,6 +42,15 @@ async def long_answer(_request: Request) -> Response:
     return StreamingResponse(chunks())
 
 
+async def refuse(_request: Request) -> Response:
+    raise Forbidden("no")
+
+
+async def read_and_refuse(request: Request) -> Response:
+    await read_body(request)
+    raise Forbidden("no")
+
+
 async def name(request: Request) -> Response:
     return json_reply(request.path_params)
 
@@ -49,6 +59,8 @@ def make_app(registry: CollectorRegistry | None = None, *, log_requests: bool = 
     return create_app(
         routes=[
             Route("/read", read_all, methods=["POST"]),
+            Route("/refuse", refuse, methods=["POST"]),
+            Route("/read-and-refuse", read_and_refuse, methods=["POST"]),
             Route("/broken", break_off, methods=["GET"]),
             Route("/long", long_answer, methods=["GET"]),
             Route("/names/{name}", name, methods=["GET"]),
@@ -60,15 +72,28 @@ def make_app(registry: CollectorRegistry | None = None, *, log_requests: bool = 
     )
 
 
-async def call(app: MatrixApp, path: str, *, method: str = "GET", send: Send | None = None, **scope: Any) -> list[Any]:
-    """Every message that the application sent."""
+async def call(
+    app: MatrixApp,
+    path: str,
+    *,
+    method: str = "GET",
+    body: Iterable[bytes] = (),
+    send: Send | None = None,
+    **scope: Any,
+) -> list[Any]:
+    """Every message that the application sent to a client that goes away after its body."""
     sent: list[Any] = []
 
     async def keep(message: Any) -> None:
         sent.append(message)
 
+    chunks = iter(body)
+
     async def receive() -> Any:
-        return {"type": "http.disconnect"}
+        chunk = next(chunks, None)
+        if chunk is None:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": chunk, "more_body": chunk != b""}
 
     request = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": [], **scope}
     await app(request, receive, send or keep)
@@ -100,6 +125,44 @@ async def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.Monke
 
     async with asyncio.timeout(5):
         await call(make_app(), "/long", send=stall)
+
+
+CLOSE = (b"connection", b"close")
+LONG = [(b"content-length", b"9000000000")]
+
+
+async def test_a_refused_long_body_costs_its_connection() -> None:
+    (start, answer, end) = await call(make_app(), "/refuse", method="POST", headers=LONG, body=[b"x" * 1000] * 3)
+    assert start["status"] == 403
+    assert CLOSE in start["headers"]
+    assert b"M_FORBIDDEN" in answer["body"]
+    assert (answer["more_body"], end.get("more_body", False)) == (True, False)
+    (start, _, _) = await call(make_app(), "/refuse", method="POST", headers=[(b"transfer-encoding", b"chunked")])
+    assert CLOSE in start["headers"]
+
+
+async def test_short_bodies_and_those_that_were_read_leave_it_open() -> None:
+    short = [(b"content-length", b"1000")]
+    assert CLOSE not in (await call(make_app(), "/refuse", method="POST", headers=short))[0]["headers"]
+    chunked = [(b"transfer-encoding", b"chunked")]
+    messages = await call(make_app(), "/read-and-refuse", method="POST", headers=chunked, body=[b"x", b""])
+    assert messages[0]["status"] == 403
+    assert CLOSE not in messages[0]["headers"]
+
+
+async def test_only_so_much_of_a_refused_body_is_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield b"x" * 1024
+
+    monkeypatch.setattr(app_module, "LINGER_BYTES", 10 * 1024)
+    messages = await call(make_app(), "/refuse", method="POST", headers=LONG, body=endless())
+    assert messages[0]["status"] == 403
+    assert taken == 10
 
 
 async def test_servers_without_a_raw_path() -> None:

@@ -110,11 +110,6 @@ async def test_further_fields_and_headers_are_told() -> None:
     assert (await answer_to(UnknownToken(soft_logout=True))).json()["soft_logout"] is True
 
 
-async def test_a_refused_long_body_is_not_read_to_its_end() -> None:
-    assert (await answer_to(Forbidden("x"), body=b"x" * 100_000)).headers["connection"] == "close"
-    assert "connection" not in (await answer_to(Forbidden("x"), body=b"x" * 100)).headers
-
-
 class Wanted(BaseModel):
     name: str
     count: int = 0
