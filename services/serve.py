@@ -27,7 +27,7 @@ from services.gateway.passwords import Passwords
 from services.media.main import build_media
 from services.media.routes import media_routes
 from services.projector import directory, memberships
-from services.projector.consumer import RecordConsumer
+from services.projector.consumer import RecordConsumer, Step
 from services.rooms.service import RoomWriter
 from services.sync.service import SyncService
 from tessera.bus import LocalCommandBus, LocalRecordBus
@@ -220,6 +220,7 @@ async def run_services(settings: Settings, stores: Stores, clock: Clock) -> Asyn
         await sync.start()
         stack.push_async_callback(sync.stop)
         stack.push_async_callback(last_seen.flush)
+        stack.push_async_callback(gateway.receipts.flush)
         running = [sync.run(), commands.poll_overdue(), last_seen.run(), gateway.receipts.run()]
         running.append(profile_propagation.run(accounts, gateway.propagate_profile, clock))
         running += [consumer.run() for consumer in consumers]

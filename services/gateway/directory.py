@@ -6,6 +6,7 @@ from matrixcore.identifiers import InvalidIdentifier, parse_room_id
 from services.gateway.dependencies import GatewayDep
 from services.gateway.path_identifiers import alias_of, room_id_of
 from services.gateway.room_access import require_view
+from services.gateway.room_changes import session_of
 from services.gateway.room_directory import create_alias, delete_alias, resolve_alias
 from services.gateway.routing import CurrentRequester, JsonObject, client_router
 from tessera.http.errors import InvalidParam
@@ -39,7 +40,7 @@ async def get_room_id_by_alias(room_alias: str, gateway: GatewayDep) -> Response
 @router.delete("/directory/room/{room_alias}")
 async def delete_room_alias(room_alias: str, requester: CurrentRequester, gateway: GatewayDep) -> Response:
     """Release an alias."""
-    await delete_alias(gateway.rooms, gateway.server_name, alias_of(room_alias), requester.user_id)
+    await delete_alias(gateway.rooms, gateway.server_name, alias_of(room_alias), session_of(requester))
     return json_reply({})
 
 

@@ -114,6 +114,10 @@ class ReceiptBatches:
 
         await asyncio.gather(*(send(room_id, batch) for room_id, batch in ready.items()))
 
+    async def flush(self) -> None:
+        """Send what is gathered, at the end of the process."""
+        await self.send_due(everything=True)
+
     async def settle_early(self) -> None:
         """Bring the early receipts whose events have come on their way, and drop those that waited too long."""
         if not self._early:

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
+import structlog
 
 from matrixcore.events import load_event
 from matrixcore.identifiers import InvalidIdentifier, RoomAlias, RoomId, ServerName, UserId, parse_room_alias, server_of
 from matrixcore.power_levels import PowerLevels
 from services.gateway.room_access import RoomView, require_joined
-from services.gateway.room_changes import RoomChanges
+from services.gateway.room_changes import RoomChanges, Session
+from tessera.commands import NewEvent
 from tessera.http.errors import Forbidden, InvalidParam, MatrixError, NotFound
 from tessera.room_summaries import refresh_summaries
 from tessera.storage import aliases, directory
@@ -22,6 +24,8 @@ from tessera.storage.database import Transaction
 from tessera.storage.directory import PublishedRoom
 from tessera.storage.room_reads.rooms import find_for_reader
 from tessera.storage.room_reads.state import find_state, list_state_keys
+
+log = structlog.get_logger(__name__)
 
 MAX_ROOMS_IN_PAGE = 500
 MAX_ALT_ALIASES = 100
@@ -59,20 +63,42 @@ async def create_alias(
         raise MatrixError(f"Room alias {alias} already exists", errcode="M_UNKNOWN", status=409)
 
 
-async def delete_alias(changes: RoomChanges, server_name: ServerName, alias: RoomAlias, user_id: UserId) -> None:
+async def delete_alias(changes: RoomChanges, server_name: ServerName, alias: RoomAlias, session: Session) -> None:
     """Release an alias: its maker may, and whoever may set the room's canonical alias.
+
+    The room's m.room.canonical_alias stops naming it, if the user may change that.
 
     Raises:
         NotFound: there is no such alias here.
         Forbidden
     """
     bound = await resolve_alias(changes, server_name, alias)
-    if bound.creator != user_id:
-        async with changes.shards.of_room(bound.room_id).reading() as tx:
-            view = await require_joined(tx, bound.room_id, user_id)
+    async with changes.shards.of_room(bound.room_id).reading() as tx:
+        if bound.creator != session.user_id:
+            view = await require_joined(tx, bound.room_id, session.user_id)
             await require_power(tx, view, "m.room.canonical_alias")
+        current = await find_state(tx, bound.room_id, "m.room.canonical_alias", "")
     async with changes.accounts.transaction() as tx:
         await aliases.delete_alias(tx, alias, bound.room_id)
+    if current is None:
+        return
+    old = orjson.loads(current.pdu)["content"]
+    new = without_alias(old, alias)
+    if new != old:
+        try:
+            await changes.append(bound.room_id, session, NewEvent("m.room.canonical_alias", "", new))
+        except MatrixError as error:
+            # The maker of an alias need not have the power; the alias is gone all the same.
+            log.info("canonical alias kept", room_id=bound.room_id, errcode=error.errcode)
+
+
+def without_alias(content: Mapping[str, Any], alias: RoomAlias) -> dict[str, Any]:
+    """The content of m.room.canonical_alias without one of its aliases."""
+    changed = {key: value for key, value in content.items() if key != "alias" or value != alias}
+    others = changed.get("alt_aliases")
+    if isinstance(others, list):
+        changed["alt_aliases"] = [other for other in others if other != alias]
+    return changed
 
 
 async def set_visibility(

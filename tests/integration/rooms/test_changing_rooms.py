@@ -236,10 +236,19 @@ async def test_canonical_aliases_are_checked(people: SimpleNamespace) -> None:
     assert await people.alice.refused("PUT", path, {"alt_aliases": "#x:y"}) == (400, "M_INVALID_PARAM")
     await people.alice.put(f"/directory/room/%23yes:{SERVER}", {"room_id": room_id})
     await people.alice.put(path, {"alias": f"#yes:{SERVER}"})
-    # What is there already is not asked about again.
+    await people.alice.put(path, {"alias": f"#yes:{SERVER}", "alt_aliases": []})
     status, _ = await people.alice.call("DELETE", f"/directory/room/%23yes:{SERVER}")
     assert status == 200
-    await people.alice.put(path, {"alias": f"#yes:{SERVER}", "alt_aliases": []})
+    assert await people.alice.get(path) == {"alt_aliases": []}
+
+
+async def test_aliases_that_a_room_names_already_are_not_checked_again(
+    people: SimpleNamespace, accounts: Database
+) -> None:
+    room_id = await make(people.alice, room_alias_name="old")
+    await accounts.execute("DELETE FROM accounts.aliases")
+    path = f"/rooms/{room_id}/state/m.room.canonical_alias"
+    await people.alice.put(path, {"alias": f"#old:{SERVER}", "alt_aliases": [f"#old:{SERVER}"]})
 
 
 # Memberships
