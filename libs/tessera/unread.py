@@ -17,7 +17,7 @@ from matrixcore.push_evaluation import PushEvaluator, PushRoom, compile_ruleset
 from matrixcore.push_rules import from_stored_form, merged_ruleset
 from tessera.storage.database import Transaction
 from tessera.storage.read_positions import ReadPosition
-from tessera.storage.sync_unread import UnreadEvent, count_main, count_threads, list_unread_events
+from tessera.storage.sync_unread import UnreadEvent, count, list_unread_events
 
 MAIN = "main"
 READ_TYPES = frozenset(("m.read", "m.read.private"))
@@ -96,7 +96,7 @@ async def count_unread(
     display_names: Mapping[RoomId, str] | None = None,
     ignored: frozenset[UserId] = frozenset(),
 ) -> dict[RoomId, RoomUnread]:
-    """The counts of rooms that the user is joined to: two statements for all of them, one for a user with own rules.
+    """The counts of rooms that the user is joined to: one statement for all of them.
 
     Who ignores somebody is counted like a user with own rules, since the counters know no senders.
 
@@ -115,18 +115,18 @@ async def count_unread(
         events = [event for event in await list_unread_events(tx, user_id, unthreaded) if event.sender not in ignored]
         return evaluate_unread(user_id, rooms, events, points, evaluator, display_names or {})
     counts = {room_id: RoomUnread() for room_id in rooms}
-    main = {room_id: points.get(room_id, nothing).main for room_id in rooms}
-    for room_id, notify, highlight in await count_main(tx, user_id, main):
-        counts[room_id].main = Count(notify, highlight)
+    read = [(room_id, unthreaded[room_id], points.get(room_id, nothing).main) for room_id in rooms]
     threads = [
         (room_id, root, anchor)
         for room_id in rooms
         if room_id in points
         for root, anchor in points[room_id].threads.items()
     ]
-    for room_id, root, notify, highlight in await count_threads(tx, user_id, unthreaded, threads):
-        if notify or highlight:
-            counts[room_id].threads[root] = Count(notify, highlight)
+    for room_id, thread, notify, highlight in await count(tx, user_id, read, threads):
+        if thread is None:
+            counts[room_id].main = Count(notify, highlight)
+        elif notify or highlight:
+            counts[room_id].threads[thread] = Count(notify, highlight)
     return counts
 
 

@@ -8,7 +8,7 @@ the timeline after it; `state_after` has no such doubt.
 Spec: C-S API §Syncing.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import orjson
@@ -29,7 +29,7 @@ from tessera.storage import sync_reads
 from tessera.storage.database import Transaction
 from tessera.storage.room_reads.events import EventRow
 from tessera.storage.room_reads.relations import Bundle
-from tessera.storage.sync_reads import EVERYTHING, StateRow, SyncRoom
+from tessera.storage.sync_reads import EVERYTHING, KnownRoom, StateRow, SyncRoom
 from tessera.sync_token import Point
 from tessera.unread import ReadPoints, count_unread
 
@@ -123,8 +123,7 @@ class ShardReader:
 
     async def read(self, planned: list[PlannedRoom], partitions: Collection[int]) -> ShardSections:
         """The sections of the planned rooms that have anything to say."""
-        heads = await sync_reads.list_heads(self._tx, partitions)
-        await self._find_rooms(planned, heads)
+        heads = await self._find_rooms(planned, partitions)
         if not self._rooms:
             return ShardSections(heads, {}, {}, set(), set(), self._seen)
         await self._read_timelines()
@@ -136,33 +135,28 @@ class ShardReader:
         came, went = await self._find_moves()
         return ShardSections(heads, join, leave, came, went, self._seen)
 
-    async def _find_rooms(self, planned: list[PlannedRoom], heads: Mapping[int, Point]) -> None:
-        request = self._request
-        floors: dict[RoomId, int] = {}
-        after: dict[RoomId, int] = {}
-        by_id: dict[RoomId, PlannedRoom] = {}
-        for one in planned:
-            room = one.room
-            head = heads.get(room.partition)
-            if head is None:
-                continue
-            point = None if request.since is None else request.since.positions.get(room.partition)
-            is_known = not one.is_new and point is not None and point.incarnation == head.incarnation
-            floor = point.position if is_known and point is not None else -1
-            if one.only_own_leave:
-                floor = room.position - 1
-            by_id[room.room_id] = one
-            floors[room.room_id] = floor
-            anyway = one.is_left or request.full_state or room.room_id in self._recount
-            after[room.room_id] = -1 if anyway else floor
-        if not by_id:
-            return
-        for room_id, row in (await sync_reads.list_sync_rooms(self._tx, self._user_id, after, floors)).items():
+    async def _find_rooms(self, planned: list[PlannedRoom], partitions: Collection[int]) -> dict[int, Point]:
+        by_id = {one.room.room_id: one for one in planned}
+        known = {room_id: self._known(one) for room_id, one in by_id.items()}
+        heads, rows = await sync_reads.list_sync_rooms(self._tx, self._user_id, known, partitions)
+        for room_id, row in rows.items():
             one = by_id[room_id]
+            head = heads[row.partition]
+            floor = known[room_id].floor if known[room_id].incarnation == head.incarnation else -1
+            if one.only_own_leave:
+                floor = one.room.position - 1
             end = one.room.position if one.is_left else end_of_stay(one.room, row.steps)
-            up_to = heads[row.partition].position if end is None else end
+            up_to = head.position if end is None else end
             history = MembershipHistory(self._user_id, row.steps)
-            self._rooms[room_id] = _Room(one, row, floors[room_id], floors[room_id] < 0, up_to, history)
+            self._rooms[room_id] = _Room(one, row, floor, floor < 0, up_to, history)
+        return heads
+
+    def _known(self, one: PlannedRoom) -> KnownRoom:
+        since = self._request.since
+        point = None if one.is_new or since is None else since.positions.get(one.room.partition)
+        floor = -1 if point is None else point.position
+        anyway = one.is_left or self._request.full_state or one.room.room_id in self._recount
+        return KnownRoom(-1 if anyway else floor, floor, 0 if point is None else point.incarnation)
 
     async def _read_timelines(self) -> None:
         limit = self._request.timeline_limit
@@ -217,10 +211,13 @@ class ShardReader:
         complete = {room_id: room for room_id, room in self._rooms.items() if room.is_fresh or self._request.full_state}
         with_members = not self._request.filter.lazy_load_members
         if complete:
-            points = {room_id: room.end if after_timeline else room.start for room_id, room in complete.items()}
-            states = await sync_reads.list_states(self._tx, points, with_members=with_members)
-            for room_id, rows in states.items():
+            spans = {
+                room_id: (room.end if after_timeline else room.start, room.up_to) for room_id, room in complete.items()
+            }
+            states = await sync_reads.list_states(self._tx, spans, with_members=with_members)
+            for room_id, (rows, changes) in states.items():
                 complete[room_id].state = {(row.type, row.state_key or ""): row for row in rows}
+                self._take_unexplained(complete[room_id], changes)
         if not after_timeline:
             gaps = {
                 room_id: (room.floor, room.start)
@@ -235,24 +232,21 @@ class ShardReader:
     async def _read_unexplained(self, complete: Mapping[RoomId, _Room]) -> None:
         """Changes up to the end that no event of the timeline tells; with state_after all changes."""
         after_timeline = self._request.use_state_after
-        spans = {}
-        for room_id, room in self._rooms.items():
-            if after_timeline and room_id in complete:
-                continue
-            from_start = not after_timeline and (room.limited or room_id in complete)
-            spans[room_id] = (room.start.anchor - 1 if from_start else room.floor, room.end)
-        if not spans:
-            return
-        for room_id, changes in (await sync_reads.list_state_changes(self._tx, spans)).items():
-            room = self._rooms[room_id]
-            told = frozenset() if after_timeline else frozenset(row.event_id for row in room.events)
-            for change in changes:
-                if change.event.event_id not in told and not self._is_lazily_left(room, change):
-                    room.state[_key(change)] = change.event
+        spans = {
+            room_id: (room.start.anchor - 1 if room.limited and not after_timeline else room.floor, room.end)
+            for room_id, room in self._rooms.items()
+            if room_id not in complete
+        }
+        if spans:
+            for room_id, changes in (await sync_reads.list_state_changes(self._tx, spans)).items():
+                self._take_unexplained(self._rooms[room_id], changes)
 
-    def _is_lazily_left(self, room: _Room, change: StateRow) -> bool:
-        """Member events of a room told from the beginning are sent as they are needed, if the client wants that."""
-        return change.event.type == _MEMBER and room.is_fresh and self._request.filter.lazy_load_members
+    def _take_unexplained(self, room: _Room, changes: Sequence[StateRow]) -> None:
+        """Of each key only the newest of `changes` counts, which come in order."""
+        told = frozenset() if self._request.use_state_after else frozenset(row.event_id for row in room.events)
+        for key, event in {_key(change): change.event for change in changes}.items():
+            if event.event_id not in told:
+                room.state[key] = event
 
     async def _read_summaries(self) -> None:
         nameless = []
@@ -261,9 +255,13 @@ class ShardReader:
                 continue
             named_anew = any(row.type in _NAMING for row in room.events) or any(key[0] in _NAMING for key in room.state)
             room.with_summary = room.is_fresh or self._request.full_state or room.row.members_changed or named_anew
-            if room.with_summary and not (has_text(room.row.name_pdu, "name") or has_text(room.row.alias_pdu, "alias")):
+            if not room.with_summary or has_text(room.row.name_pdu, "name") or has_text(room.row.alias_pdu, "alias"):
+                continue
+            if room.row.name_pdu is None and room.row.alias_pdu is None:
+                room.heroes = room.row.heroes or []
+            else:
                 nameless.append(room_id)
-        if nameless:
+        if nameless:  # named once, and no longer
             for room_id, heroes in (await sync_reads.list_heroes(self._tx, nameless, self._user_id)).items():
                 self._rooms[room_id].heroes = heroes
 

@@ -31,9 +31,10 @@ from services.sync.room_plan import PlannedRoom, RoomPlan, entries_by_kind, plan
 from services.sync.room_sections import ShardReader, ShardSections, UserView
 from services.sync.sync_request import SyncRequest
 from tessera.clock import Clock
-from tessera.storage import account_data, read_positions, sync_accounts, sync_reads, to_device, user_log, user_rooms
+from tessera.storage import account_data, sync_accounts, sync_reads, user_log
 from tessera.storage.account_data import AccountData
 from tessera.storage.database import Database
+from tessera.storage.read_positions import ReadPosition
 from tessera.storage.shards import RoomShards
 from tessera.storage.sync_accounts import UserOverview
 from tessera.storage.user_log import UserLogKind, UserLogRow
@@ -74,7 +75,7 @@ class AccountView:
     view: UserView
     recount: set[RoomId]
     told_rules: bool
-    positions: list[read_positions.ReadPosition]
+    positions: list[ReadPosition]
     presence: list[Json] = field(default_factory=list)
 
 
@@ -97,6 +98,7 @@ class Snapshots:
 
     async def read(self, request: SyncRequest) -> SyncAnswer:
         """The answer to a request as of now."""
+        counts = (self.typing.count, self.presence.count)
         view = await self._read_account(request)
         sections = await self._read_shards(request, view)
         seen = sections[0].seen if sections else self.memory.at(request.user_id, request.device_id, request.since_text)
@@ -113,13 +115,13 @@ class Snapshots:
             body["device_lists"] = {"changed": sorted(changed), "left": sorted(left)}
         to_device_position = await self._read_device(request, view, body)
         is_empty = not body.keys() - {"device_one_time_keys_count", "device_unused_fallback_key_types"}
-        return SyncAnswer(body, self._token(request, view, sections, to_device_position), is_empty, seen)
+        return SyncAnswer(body, self._token(request, view, sections, to_device_position, counts), is_empty, seen)
 
     async def _read_account(self, request: SyncRequest) -> AccountView:
         user_id, since = request.user_id, request.since
         async with self.accounts.snapshot() as tx:
             overview = await sync_accounts.find_overview(tx, user_id)
-            rooms = await user_rooms.list_rooms(tx, user_id)
+            rooms, positions = await sync_accounts.list_rooms_with_receipts(tx, user_id)
             entries: list[UserLogRow] = []
             if since is not None:
                 entries = await user_log.list_after(tx, user_id, since.user, overview.log_head, MAX_LOG_ENTRIES + 1)
@@ -140,7 +142,6 @@ class Snapshots:
                 recount |= {one.room.room_id for one in plan.stays}
             is_initial = since is None or len(entries) > MAX_LOG_ENTRIES
             data = await self._read_data(tx, request, plan, kinds, is_initial=is_initial)
-            positions = await read_positions.list_of_rooms(tx, user_id, [one.room.room_id for one in plan.with_events])
             presence = await self._read_presence(tx, request)
         view = UserView(ignored, read_points(positions), own_evaluator(user_id, overview.push_rules))
         told_rules = is_initial or bool(kinds.get(UserLogKind.PUSH_RULES))
@@ -328,8 +329,9 @@ class Snapshots:
         """Put the device's messages and key counts into the body; the to-device position after it."""
         after = 0 if request.since is None else request.since.to_device
         async with self.accounts.reading() as tx:
-            messages = await to_device.list_messages(tx, request.user_id, request.device_id, after, None, MAX_TO_DEVICE)
-            counts = await sync_accounts.count_device_keys(tx, request.user_id, request.device_id)
+            messages, counts = await sync_accounts.find_device_news(
+                tx, request.user_id, request.device_id, after, MAX_TO_DEVICE
+            )
         if messages:
             body["to_device"] = {"events": [to_device_event(message) for message in messages]}
         body["device_one_time_keys_count"] = {"signed_curve25519": 0, **counts.one_time}
@@ -340,7 +342,12 @@ class Snapshots:
         return max(after, view.overview.log_head, newest)
 
     def _token(
-        self, request: SyncRequest, view: AccountView, sections: Sequence[ShardSections], to_device_position: int
+        self,
+        request: SyncRequest,
+        view: AccountView,
+        sections: Sequence[ShardSections],
+        to_device_position: int,
+        counts: tuple[int, int],
     ) -> SyncToken:
         positions: dict[int, Point] = {}
         for shard in sections:
@@ -357,8 +364,7 @@ class Snapshots:
             to_device_position,
             max(since.devices, view.overview.devices_head),
             self.instance,
-            self.typing.count,
-            self.presence.count,
+            *counts,
         )
 
 

@@ -1,0 +1,1 @@
+"""All SQL. Only here (and in the embedded server) is asyncpg known."""

@@ -7,6 +7,9 @@ from matrixcore.identifiers import RoomId, UserId
 from tessera.storage.account_data import AccountData
 from tessera.storage.database import Transaction
 from tessera.storage.presence import Presence
+from tessera.storage.read_positions import ReadPosition
+from tessera.storage.to_device import StoredMessage
+from tessera.storage.user_rooms import UserRoom
 
 
 class UserOverview(NamedTuple):
@@ -33,10 +36,30 @@ SELECT coalesce((SELECT head FROM accounts.user_log_heads WHERE user_id = $1), 0
        (SELECT rules FROM accounts.push_rules WHERE user_id = $1)
 """
 
-_KEY_COUNTS = """
-SELECT algorithm, count(*) FROM accounts.one_time_keys WHERE user_id = $1 AND device_id = $2 GROUP BY algorithm
+# The user's rooms, each with the user's receipts in it.
+_ROOMS = """
+SELECT r.room_id, r.membership, r.event_id, r.sender, r.partition, r.incarnation, r.position, r.log_position,
+       r.forgotten, r.stripped_state, read.types, read.threads, read.events, read.anchors, read.subs, read.times
+FROM accounts.user_rooms r
+LEFT JOIN LATERAL (
+    SELECT array_agg(p.receipt_type) AS types, array_agg(p.thread_id) AS threads, array_agg(p.event_id) AS events,
+           array_agg(p.anchor) AS anchors, array_agg(p.sub) AS subs, array_agg(p.ts) AS times
+    FROM accounts.read_positions p WHERE p.user_id = r.user_id AND p.room_id = r.room_id
+) read ON r.membership = 'join'
+WHERE r.user_id = $1
+"""
+
+# To-device messages (kind 1), one-time keys (2) and unused fallback keys (3) of a device.
+_DEVICE = """
+SELECT * FROM (
+    SELECT 1, position, sender, type, content FROM accounts.to_device
+    WHERE user_id = $1 AND device_id = $2 AND position > $3 ORDER BY position LIMIT $4
+) messages
 UNION ALL
-SELECT algorithm, NULL FROM accounts.fallback_keys WHERE user_id = $1 AND device_id = $2 AND NOT used
+SELECT 2, count(*), NULL, algorithm, NULL FROM accounts.one_time_keys
+WHERE user_id = $1 AND device_id = $2 GROUP BY algorithm
+UNION ALL
+SELECT 3, 0, NULL, algorithm, NULL FROM accounts.fallback_keys WHERE user_id = $1 AND device_id = $2 AND NOT used
 """
 
 _PRESENCE_AROUND = """
@@ -75,12 +98,32 @@ async def find_overview(tx: Transaction, user_id: UserId) -> UserOverview:
     return UserOverview(*await tx.fetchrow(_OVERVIEW, user_id))
 
 
-async def count_device_keys(tx: Transaction, user_id: UserId, device_id: str) -> DeviceKeyCounts:
-    """One-time keys by algorithm, and algorithms with an unused fallback key."""
-    rows = await tx.fetch(_KEY_COUNTS, user_id, device_id)
-    return DeviceKeyCounts(
-        {row[0]: row[1] for row in rows if row[1] is not None}, sorted(row[0] for row in rows if row[1] is None)
-    )
+async def list_rooms_with_receipts(tx: Transaction, user_id: UserId) -> tuple[list[UserRoom], list[ReadPosition]]:
+    """All rooms of the user, and the user's receipts in those that the user is joined to."""
+    rooms: list[UserRoom] = []
+    positions: list[ReadPosition] = []
+    for row in await tx.fetch(_ROOMS, user_id):
+        rooms.append(UserRoom(*row[:10]))
+        if row[10]:
+            receipts = zip(*(row[at] for at in range(10, 16)), strict=True)
+            positions += [ReadPosition(user_id, row[0], *receipt) for receipt in receipts]
+    return rooms, positions
+
+
+async def find_device_news(
+    tx: Transaction, user_id: UserId, device_id: str, after: int, limit: int
+) -> tuple[list[StoredMessage], DeviceKeyCounts]:
+    """The device's oldest messages above a position, at most `limit`, and what is left of its keys."""
+    messages: list[StoredMessage] = []
+    counts = DeviceKeyCounts({}, [])
+    for kind, position, sender, name, content in await tx.fetch(_DEVICE, user_id, device_id, after, limit):
+        if kind == 1:
+            messages.append(StoredMessage(position, sender, name, content))
+        elif kind == 2:
+            counts.one_time[name] = position
+        else:
+            counts.unused_fallback.append(name)
+    return sorted(messages, key=lambda message: message.position), counts
 
 
 async def list_presence_around(tx: Transaction, user_id: UserId) -> list[Presence]:

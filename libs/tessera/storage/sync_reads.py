@@ -30,6 +30,7 @@ class SyncRoom(NamedTuple):
 
     Attributes:
         steps: the memberships that the user has had in it, oldest first.
+        heroes: the first members, if the room has no event that names it; see `list_heroes`.
         members_changed: whether any membership changed above the position that the client knows.
         name_pdu, alias_pdu: of m.room.name and m.room.canonical_alias.
     """
@@ -41,6 +42,7 @@ class SyncRoom(NamedTuple):
     invited_count: int
     name_pdu: bytes | None
     alias_pdu: bytes | None
+    heroes: list[UserId] | None
     members_changed: bool
     steps: tuple[MembershipStep, ...]
 
@@ -67,29 +69,43 @@ class ReceiptRow(NamedTuple):
     ts: int
 
 
-_HEADS = "SELECT partition, incarnation, head FROM rooms.partitions WHERE partition = ANY($1::integer[])"
-
-# last_position rises with every record of the room, so an unchanged room costs one look at its row.
+# last_position rises with every record of the room, so an unchanged room costs one look at its row. The heads come
+# with the rooms, and alone where a partition has nothing new. Heroes: joined and invited members in the order of
+# their arrival; the others stand in where there are none.
 _ROOMS = """
-SELECT r.room_id, r.partition, r.room_version, r.joined_count, r.invited_count, name.pdu, alias.pdu,
+SELECT p.partition, p.incarnation, p.head,
+       r.room_id, r.room_version, r.joined_count, r.invited_count, name.pdu, alias.pdu, hero.users,
        EXISTS (
            SELECT FROM rooms.state_history h
            WHERE h.room_id = r.room_id AND h.anchor > w.floor AND h.type = 'm.room.member'
        ),
        own.anchors, own.subs, own.memberships, own.event_ids
-FROM unnest($1::text[], $2::bigint[], $4::bigint[]) AS w (room_id, after, floor)
-JOIN rooms.rooms r ON r.room_id = w.room_id AND r.last_position > w.after
+FROM rooms.partitions p
+LEFT JOIN (
+    unnest($1::text[], $2::bigint[], $4::bigint[], $5::integer[]) AS w (room_id, after, floor, incarnation)
+    JOIN rooms.rooms r ON r.room_id = w.room_id
+) ON r.partition = p.partition AND (r.last_position > w.after OR p.incarnation <> w.incarnation)
 LEFT JOIN rooms.current_state ns ON ns.room_id = r.room_id AND ns.type = 'm.room.name' AND ns.state_key = ''
 LEFT JOIN rooms.events name ON name.room_id = ns.room_id AND name.event_id = ns.event_id
 LEFT JOIN rooms.current_state cs ON cs.room_id = r.room_id AND cs.type = 'm.room.canonical_alias' AND cs.state_key = ''
 LEFT JOIN rooms.events alias ON alias.room_id = cs.room_id AND alias.event_id = cs.event_id
-CROSS JOIN LATERAL (
+LEFT JOIN LATERAL (
+    SELECT array_agg(m.state_key ORDER BY m.away, m.anchor, m.sub) AS users FROM (
+        SELECT c.state_key, c.membership NOT IN ('join', 'invite') AS away, c.anchor, c.sub FROM rooms.current_state c
+        WHERE c.room_id = r.room_id AND c.type = 'm.room.member' AND c.state_key <> $3
+        ORDER BY 2, c.anchor, c.sub LIMIT $7
+    ) m
+) hero ON r.room_id IS NOT NULL AND ns.event_id IS NULL AND cs.event_id IS NULL
+LEFT JOIN LATERAL (
     SELECT array_agg(h.anchor ORDER BY h.anchor, h.sub) AS anchors, array_agg(h.sub ORDER BY h.anchor, h.sub) AS subs,
            array_agg(h.membership ORDER BY h.anchor, h.sub) AS memberships,
            array_agg(h.event_id ORDER BY h.anchor, h.sub) AS event_ids
     FROM rooms.state_history h WHERE h.room_id = r.room_id AND h.type = 'm.room.member' AND h.state_key = $3
-) own
+) own ON true
+WHERE p.partition = ANY($6::integer[])
 """
+
+_HEADS = "SELECT partition, incarnation, head FROM rooms.partitions WHERE partition = ANY($1::integer[])"
 
 # Constant text is put together here; values are always parameters.
 _TIMELINES = f"""
@@ -106,26 +122,33 @@ CROSS JOIN LATERAL (
 # The state at a point is the current one with the keys that changed above the point turned back.
 _STATES = f"""
 WITH wanted AS MATERIALIZED (
-    SELECT * FROM unnest($1::text[], $2::bigint[], $3::integer[]) AS w (room_id, anchor, sub)
+    SELECT * FROM unnest($1::text[], $2::bigint[], $3::integer[], $5::bigint[]) AS w (room_id, anchor, sub, up_to)
 ), later AS MATERIALIZED (
-    SELECT DISTINCT w.room_id, w.anchor, w.sub, h.type, h.state_key
+    SELECT w.room_id, w.anchor, w.sub, w.up_to, h.type, h.state_key, h.event_id, h.anchor AS changed_anchor,
+           h.sub AS changed_sub
     FROM wanted w JOIN rooms.state_history h ON h.room_id = w.room_id AND (h.anchor, h.sub) > (w.anchor, w.sub)
     WHERE $4 OR h.type <> 'm.room.member'
 ), chosen AS (
-    SELECT c.room_id, c.event_id FROM wanted w JOIN rooms.current_state c ON c.room_id = w.room_id
+    SELECT c.room_id, c.event_id, NULL::bigint AS changed_anchor, NULL::integer AS changed_sub
+    FROM wanted w JOIN rooms.current_state c ON c.room_id = w.room_id
     WHERE ($4 OR c.type <> 'm.room.member') AND NOT EXISTS (
         SELECT FROM later l WHERE l.room_id = c.room_id AND l.type = c.type AND l.state_key = c.state_key
     )
     UNION ALL
-    SELECT l.room_id, before.event_id FROM later l CROSS JOIN LATERAL (
+    SELECT l.room_id, before.event_id, NULL, NULL
+    FROM (SELECT DISTINCT room_id, anchor, sub, type, state_key FROM later) l
+    CROSS JOIN LATERAL (
         SELECT h.event_id FROM rooms.state_history h
         WHERE h.room_id = l.room_id AND h.type = l.type AND h.state_key = l.state_key
           AND (h.anchor, h.sub) <= (l.anchor, l.sub)
         ORDER BY h.anchor DESC, h.sub DESC LIMIT 1
     ) before
+    UNION ALL
+    SELECT l.room_id, l.event_id, l.changed_anchor, l.changed_sub FROM later l WHERE l.changed_anchor <= l.up_to
 )
-SELECT e.room_id, {EVENT_COLUMNS}
+SELECT e.room_id, chosen.changed_anchor, chosen.changed_sub, {EVENT_COLUMNS}
 FROM chosen JOIN rooms.events e ON e.room_id = chosen.room_id AND e.event_id = chosen.event_id {EVENT_JOINS}
+ORDER BY chosen.changed_anchor NULLS FIRST, chosen.changed_sub
 """  # noqa: S608
 
 _MEMBERS = f"""
@@ -242,28 +265,56 @@ JOIN rooms.events e ON e.room_id = w.room_id AND e.event_id = w.event_id {EVENT_
 """  # noqa: S608
 
 
+class KnownRoom(NamedTuple):
+    """How far a client knows a room.
+
+    Attributes:
+        after: the room is read if it has a record above; -1 reads it anyway.
+        floor: the position that the client knows; -1 for nothing.
+        incarnation: of that position; where the partition has another one, the room is read anyway.
+    """
+
+    after: int
+    floor: int
+    incarnation: int
+
+
 async def list_heads(tx: Transaction, partitions: Collection[int]) -> dict[int, Point]:
     """The heads of those of the partitions that lie in this shard."""
     return {row[0]: Point(row[1], row[2]) for row in await tx.fetch(_HEADS, list(partitions))}
 
 
 async def list_sync_rooms(
-    tx: Transaction, user_id: UserId, after: Mapping[RoomId, int], floors: Mapping[RoomId, int]
-) -> dict[RoomId, SyncRoom]:
-    """Those of the rooms that have a record above the position given for each in `after`.
+    tx: Transaction, user_id: UserId, rooms: Mapping[RoomId, KnownRoom], partitions: Collection[int]
+) -> tuple[dict[int, Point], dict[RoomId, SyncRoom]]:
+    """The heads of the partitions, and those of the rooms that have something above what the client knows.
 
     Args:
-        floors: for `members_changed`, the position up to which the client knows each room.
+        partitions: those of all the rooms, and others that a token is to name.
     """
-    rows = await tx.fetch(_ROOMS, list(after), list(after.values()), user_id, [floors[room_id] for room_id in after])
-    rooms = {}
+    known = list(rooms.values())
+    rows = await tx.fetch(
+        _ROOMS,
+        list(rooms),
+        [one.after for one in known],
+        user_id,
+        [one.floor for one in known],
+        [one.incarnation for one in known],
+        list(partitions),
+        HERO_COUNT,
+    )
+    heads: dict[int, Point] = {}
+    found: dict[RoomId, SyncRoom] = {}
     for row in rows:
+        heads[row[0]] = Point(row[1], row[2])
+        if (room_id := row[3]) is None:
+            continue
         steps = tuple(
             MembershipStep(OrderKey(anchor, sub), membership or "leave", event_id)
-            for anchor, sub, membership, event_id in zip(*(row[at] or () for at in range(8, 12)), strict=True)
+            for anchor, sub, membership, event_id in zip(*(row[at] or () for at in range(11, 15)), strict=True)
         )
-        rooms[row[0]] = SyncRoom(row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], steps)
-    return rooms
+        found[room_id] = SyncRoom(room_id, row[0], row[4], row[5], row[6], row[7], row[8], row[9], row[10], steps)
+    return heads, found
 
 
 async def list_timelines(
@@ -292,12 +343,30 @@ async def list_timelines(
 
 
 async def list_states(
-    tx: Transaction, points: Mapping[RoomId, OrderKey], *, with_members: bool
-) -> dict[RoomId, list[EventRow]]:
-    """The state of each room at a point of its order, in no order; without members only the other types."""
-    found: dict[RoomId, list[EventRow]] = {room_id: [] for room_id in points}
-    for row in await tx.fetch(_STATES, *_columns(points), with_members):
-        found[row[0]].append(EventRow(*row[1:]))
+    tx: Transaction, spans: Mapping[RoomId, tuple[OrderKey, int]], *, with_members: bool
+) -> dict[RoomId, tuple[list[EventRow], list[StateRow]]]:
+    """For each room the state at a point, in no order, and the changes above it in order.
+
+    Args:
+        spans: room -> (point, anchor up to which changes are told).
+        with_members: whether member events are read at all.
+    """
+    found: dict[RoomId, tuple[list[EventRow], list[StateRow]]] = {room_id: ([], []) for room_id in spans}
+    points = [span[0] for span in spans.values()]
+    rows = await tx.fetch(
+        _STATES,
+        list(spans),
+        [point.anchor for point in points],
+        [point.sub for point in points],
+        with_members,
+        [span[1] for span in spans.values()],
+    )
+    for row in rows:
+        state, changes = found[row[0]]
+        if row[1] is None:
+            state.append(EventRow(*row[3:]))
+        else:
+            changes.append(StateRow(OrderKey(row[1], row[2]), EventRow(*row[3:])))
     return found
 
 
@@ -418,7 +487,3 @@ async def list_room_bundles(
             if edit.relates_to is not None:
                 bundles[row[0]].setdefault(edit.relates_to, Bundle()).edit = edit
     return bundles
-
-
-def _columns(points: Mapping[RoomId, OrderKey]) -> tuple[Sequence[str], Sequence[int], Sequence[int]]:
-    return list(points), [point.anchor for point in points.values()], [point.sub for point in points.values()]

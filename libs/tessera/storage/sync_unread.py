@@ -17,19 +17,11 @@ EVALUATED_EVENTS = 500  # of a room, for users whose push rules are their own
 MAX_THREADS = 100  # of a room, newest first
 
 
-class MainCount(NamedTuple):
-    """Unread in the main timeline."""
+class UnreadCount(NamedTuple):
+    """Unread in one thread, or with thread_root None in the main timeline."""
 
     room_id: RoomId
-    notify: int
-    highlight: int
-
-
-class ThreadCount(NamedTuple):
-    """Unread in one thread."""
-
-    room_id: RoomId
-    thread_root: EventId
+    thread_root: EventId | None
     notify: int
     highlight: int
 
@@ -50,11 +42,12 @@ class UnreadEvent(NamedTuple):
 
 # A mention notifies its user even where the event notifies nobody else; that is told by the event before it.
 _MAIN = """
-SELECT w.room_id,
-       greatest(0, r.notify_count - coalesce(at.notify_count, 0) + coalesce(m.extra, 0) - coalesce(gone.notify, 0)),
+SELECT w.room_id, NULL::text,
+       greatest(0, r.notify_count - coalesce(at.notify_count, 0) + coalesce(m.extra, 0)
+                   - coalesce(gone.notify, 0)::bigint),
        greatest(0, r.highlight_all_count - coalesce(at.highlight_all_count, 0) + coalesce(m.highlight, 0)
-                   - coalesce(gone.highlight, 0))
-FROM unnest($1::text[], $2::bigint[]) AS w (room_id, read_anchor)
+                   - coalesce(gone.highlight, 0)::bigint)
+FROM unnest($1::text[], $9::bigint[]) AS w (room_id, read_anchor)
 JOIN rooms.rooms r ON r.room_id = w.room_id
 CROSS JOIN LATERAL (
     SELECT greatest(w.read_anchor, (
@@ -102,9 +95,9 @@ LEFT JOIN LATERAL (
 
 _THREADS = """
 SELECT w.room_id, t.thread_root,
-       greatest(0, t.notify_count - coalesce(at.notify, 0) + coalesce(m.extra, 0) - coalesce(gone.notify, 0)),
+       greatest(0, t.notify_count - coalesce(at.notify, 0) + coalesce(m.extra, 0) - coalesce(gone.notify, 0)::bigint),
        greatest(0, t.highlight_all_count - coalesce(at.highlight, 0) + coalesce(m.highlight, 0)
-                   - coalesce(gone.highlight, 0))
+                   - coalesce(gone.highlight, 0)::bigint)
 FROM unnest($1::text[], $2::bigint[]) AS w (room_id, read_anchor)
 CROSS JOIN LATERAL (
     SELECT greatest(w.read_anchor, (
@@ -160,6 +153,8 @@ LEFT JOIN LATERAL (
 WHERE t.latest_anchor > read.anchor
 """
 
+_COUNTS = f"{_MAIN} UNION ALL {_THREADS}"
+
 _EVENTS = """
 SELECT w.room_id, e.event_id, e.anchor, e.sender, e.thread_root, e.joined_count,
        (e.highlight_all_count > coalesce(p.highlight_all_count, 0)
@@ -192,40 +187,32 @@ ORDER BY w.room_id, e.anchor
 """
 
 
-async def count_main(tx: Transaction, user_id: UserId, read: Mapping[RoomId, int]) -> list[MainCount]:
-    """Unread in the main timelines of rooms, for a user with the default push rules.
-
-    Args:
-        read: room -> anchor of the furthest receipt that covers the main timeline, 0 for none.
-    """
-    rows = await tx.fetch(_MAIN, list(read), list(read.values()), user_id, REDACTION_WINDOW)
-    return [MainCount(*row) for row in rows]
-
-
-async def count_threads(
+async def count(
     tx: Transaction,
     user_id: UserId,
-    read: Mapping[RoomId, int],
+    read: Sequence[tuple[RoomId, int, int]],
     read_threads: Sequence[tuple[RoomId, EventId, int]],
-) -> list[ThreadCount]:
-    """Unread in threads, for a user with the default push rules; at most MAX_THREADS of a room.
+) -> list[UnreadCount]:
+    """Unread in rooms and their threads, for a user with the default push rules, in one statement.
 
     Args:
-        read: room -> anchor of the unthreaded receipt, 0 for none.
+        read: (room, anchor of the unthreaded receipt, anchor of the furthest receipt that covers the main
+            timeline); 0 for none.
         read_threads: (room, thread root, anchor) of the threads' own receipts.
     """
     rows = await tx.fetch(
-        _THREADS,
-        list(read),
-        list(read.values()),
+        _COUNTS,
+        [one[0] for one in read],
+        [one[1] for one in read],
         user_id,
         REDACTION_WINDOW,
         [one[0] for one in read_threads],
         [one[1] for one in read_threads],
         [one[2] for one in read_threads],
         MAX_THREADS,
+        [one[2] for one in read],
     )
-    return [ThreadCount(*row) for row in rows]
+    return [UnreadCount(*row) for row in rows]
 
 
 async def list_unread_events(tx: Transaction, user_id: UserId, read: Mapping[RoomId, int]) -> list[UnreadEvent]:

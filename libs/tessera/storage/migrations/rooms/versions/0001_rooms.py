@@ -21,15 +21,23 @@ STATEMENTS = (
         clean boolean NOT NULL DEFAULT true
     ) WITH (fillfactor = 50)
     """,
-    # Liveness alone; judged by PostgreSQL's clock. Apart from partitions so that renewals do not touch the hot row.
+    # Who is alive, judged by PostgreSQL's clock alone; one row a process, so that a renewal touches one row. The
+    # process's lease connection holds the advisory lock `lock_key`: a lock that is gone proves that the process has
+    # ended, and its partitions are free at once (NULL: no such proof, behind a connection pooler).
+    """
+    CREATE TABLE rooms.writers (
+        owner text PRIMARY KEY,
+        name text NOT NULL,
+        lock_key bigint,
+        expires_at timestamptz NOT NULL
+    ) WITH (fillfactor = 50)
+    """,
+    # Which process writes a partition ('' nobody). `epoch` is the partition's own unless somebody is just taking it.
     """
     CREATE TABLE rooms.leases (
         partition integer PRIMARY KEY REFERENCES rooms.partitions,
-        owner text NOT NULL,
-        epoch bigint NOT NULL,
-        expires_at timestamptz NOT NULL,
-        backend_pid integer,
-        handover_to text
+        owner text NOT NULL DEFAULT '',
+        epoch bigint NOT NULL DEFAULT 0
     ) WITH (fillfactor = 50)
     """,
     """
@@ -41,7 +49,7 @@ STATEMENTS = (
         created_at timestamptz NOT NULL DEFAULT now()
     )
     """,
-    # Commands that a taker runs singly after an unclean end, and those that killed their writer three times.
+    # Commands that a taker runs singly after an unclean end.
     """
     CREATE TABLE rooms.command_attempts (
         partition integer NOT NULL,
@@ -58,16 +66,6 @@ STATEMENTS = (
         command bytea NOT NULL,
         error text NOT NULL,
         state text NOT NULL DEFAULT 'dead' CHECK (state IN ('dead', 'replayed', 'dropped')),
-        created_at timestamptz NOT NULL DEFAULT now()
-    )
-    """,
-    # Slow commands and those that lack something, parked durably: they count as done in the topic.
-    """
-    CREATE TABLE rooms.parked_commands (
-        command_id bytea PRIMARY KEY,
-        partition integer NOT NULL,
-        room_id text NOT NULL,
-        command bytea NOT NULL,
         created_at timestamptz NOT NULL DEFAULT now()
     )
     """,
@@ -225,7 +223,6 @@ STATEMENTS = (
         latest_anchor bigint NOT NULL,
         notify_count bigint NOT NULL,
         highlight_all_count bigint NOT NULL,
-        participants text[] NOT NULL DEFAULT '{}',
         PRIMARY KEY (room_id, thread_root)
     ) WITH (fillfactor = 80)
     """,
@@ -254,6 +251,7 @@ STATEMENTS = (
     """,
     "CREATE INDEX receipts_by_position ON rooms.receipts (room_id, position)",
     # What other servers sent, stored before they are answered; the inbox is the truth, room.pdus names its rows.
+    # 'staged' rows are ancestors that were fetched; an outlier is one that is wanted as an auth event only.
     """
     CREATE TABLE rooms.inbox (
         inbox_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -264,26 +262,19 @@ STATEMENTS = (
         pdu bytea NOT NULL,
         received_ms bigint NOT NULL,
         state text NOT NULL DEFAULT 'new' CHECK (state IN ('new', 'parked', 'staged')),
+        outlier boolean NOT NULL DEFAULT false,
         UNIQUE (room_id, event_id)
     )
     """,
     "CREATE INDEX inbox_by_partition ON rooms.inbox (partition, inbox_id)",
-    # Parked PDUs wait for these ancestors.
+    # Parked PDUs wait for these ancestors; an auth event that is no ancestor suffices as an outlier.
     """
     CREATE TABLE rooms.missing_events (
         room_id text NOT NULL,
         missing_event_id text NOT NULL,
         inbox_id bigint NOT NULL REFERENCES rooms.inbox ON DELETE CASCADE,
+        as_outlier boolean NOT NULL DEFAULT false,
         PRIMARY KEY (room_id, missing_event_id, inbox_id)
-    )
-    """,
-    # Events built and signed for another server's signature, not yet committed; a lease per room.
-    """
-    CREATE TABLE rooms.drafts (
-        room_id text PRIMARY KEY,
-        command_id bytea NOT NULL,
-        pdu bytea NOT NULL,
-        expires_at timestamptz NOT NULL
     )
     """,
 )
