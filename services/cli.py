@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -15,11 +15,11 @@ import typer
 import uvloop
 from rich.console import Console
 from rich.markup import escape
-from tessera.logging import configure_logging
 
 from services.serve import ServeError, open_stores, serve
 from tessera.config import ConfigError, Settings, generate_config, read_settings
 from tessera.embedded_postgres import EmbeddedPostgresError
+from tessera.logging import LogConfigError, LogSetup, read_log_config, set_up_logging
 from tessera.storage.database import DatabaseUnavailable
 from tessera.storage.migrations import MigrationError
 from tessera.storage.placement import PlacementMismatch
@@ -44,9 +44,9 @@ def main() -> None:
 def serve_command(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Run the whole homeserver in one process, until Ctrl-C or SIGTERM."""
     settings = _read(config)
-    configure_logging(settings)
+    _set_up_logging(settings)
 
-    def ready(urls: list[str]) -> None:
+    def ready(urls: Sequence[str]) -> None:
         _welcome(settings, config, urls)
 
     _run(lambda: serve(settings, progress=_progress, ready=ready))
@@ -77,7 +77,7 @@ def check_config_command(config: ConfigOption = DEFAULT_CONFIG) -> None:
 def migrate_command(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Bring the databases' schemas up to date, and end."""
     settings = _read(config)
-    configure_logging(settings)
+    _set_up_logging(settings)
 
     async def run() -> None:
         async with open_stores(settings, progress=_progress):
@@ -153,11 +153,23 @@ def _read(path: Path) -> Settings:
         _fail(error)
 
 
+def _set_up_logging(settings: Settings) -> None:
+    own = settings.tessera
+    try:
+        if settings.log_config is not None:
+            setup = read_log_config(settings.log_config)
+        else:
+            setup = LogSetup(level=own.log_level.upper(), format=own.log_format)
+        set_up_logging(setup)
+    except LogConfigError as error:
+        _fail(error)
+
+
 def _progress(text: str) -> None:
     console.print(f"[dim]·[/dim] {text}")
 
 
-def _welcome(settings: Settings, config: Path, urls: list[str]) -> None:
+def _welcome(settings: Settings, config: Path, urls: Sequence[str]) -> None:
     console.print()
     console.print(f"[bold]Tessera[/bold] serves [bold]{settings.server_name}[/bold] on {', '.join(urls)}")
     console.print(f"  configuration  {config}")
