@@ -9,13 +9,15 @@ import logging.handlers
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import structlog
 import yaml
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from tessera.config import ConfigError, Problem, Settings
 
 LogFormat = Literal["console", "json"]
 
@@ -34,10 +36,6 @@ _SECRETS = re.compile(
     r"|\bts[ar]_[A-Za-z0-9_-]{8,}|\bsyt_[A-Za-z0-9_=-]{8,}",
     re.IGNORECASE,
 )
-
-
-class LogConfigError(Exception):
-    """The log_config file cannot be read or makes no sense."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +72,20 @@ class LogSetup:
     format: LogFormat | None = None
 
 
+def configure_logging(settings: Settings) -> None:
+    """`set_up_logging` by the settings: what log_config says, else tessera.log_level and tessera.log_format.
+
+    Raises:
+        ConfigError: the file of log_config makes no sense, or a file of the log cannot be opened.
+    """
+    own = settings.tessera
+    if settings.log_config is None:
+        set_up_logging(LogSetup(level=own.log_level, format=own.log_format))
+    else:
+        setup = read_log_config(settings.log_config)
+        set_up_logging(replace(setup, format=own.log_format or setup.format))
+
+
 def set_up_logging(setup: LogSetup, stream: TextIO | None = None) -> None:
     """Send everything that is logged in this process where `setup` says. Once, in main.py; again replaces it.
 
@@ -81,7 +93,7 @@ def set_up_logging(setup: LogSetup, stream: TextIO | None = None) -> None:
         stream: in place of the standard error stream.
 
     Raises:
-        LogConfigError: a file cannot be opened.
+        ConfigError: a file cannot be opened.
     """
     handlers: list[logging.Handler] = []
     if setup.console or not setup.files:
@@ -113,14 +125,14 @@ def read_log_config(path: Path) -> LogSetup:
     ours, `synapse.*` below it name modules that are not here and are passed over.
 
     Raises:
-        LogConfigError
+        ConfigError
     """
     try:
         document = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LogConfigError(f"{path}: {error}") from error
+        raise _unusable(path, str(error)) from error
     if not isinstance(document, dict):
-        raise LogConfigError(f"{path}: must be a mapping")
+        raise _unusable(path, "must be a mapping")
     handlers = _section(document, "handlers", path)
     root = _section(document, "root", path)
     used = _reachable(root.get("handlers") or (), handlers)
@@ -206,27 +218,28 @@ def _open(file: LogFile) -> logging.Handler:
             )
         return logging.handlers.WatchedFileHandler(file.path, encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise LogConfigError(f"{file.path}: {error}") from error
+        raise _unusable(file.path, str(error)) from error
 
 
 def _number_of(level: str) -> int:
-    number = logging.getLevelNamesMapping().get(level.upper())
-    if number is None:
-        raise LogConfigError(f"{level} is no log level")
-    return number
+    return logging.getLevelNamesMapping()[level.upper()]
+
+
+def _unusable(path: Path, reason: str, key: str = "") -> ConfigError:
+    return ConfigError(str(path), [Problem(key, reason)])
 
 
 def _section(document: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
     section = document.get(key) or {}
     if not isinstance(section, dict):
-        raise LogConfigError(f"{path}: {key} must be a mapping")
+        raise _unusable(path, "must be a mapping", key)
     return section
 
 
 def _level_of(section: Mapping[str, Any], default: str, path: Path) -> str:
     level = str(section.get("level", default)).upper()
     if level not in logging.getLevelNamesMapping():
-        raise LogConfigError(f"{path}: {level} is no log level")
+        raise _unusable(path, f"{level} is no log level", "level")
     return level
 
 
@@ -268,7 +281,7 @@ def _file_of(handler: Mapping[str, Any], path: Path) -> LogFile:
             backup_count=int(handler.get("backupCount", 0)),
         )
     except (TypeError, ValueError) as error:
-        raise LogConfigError(f"{path}: a handler's number is none: {error}") from error
+        raise _unusable(path, str(error), "handlers") from error
 
 
 def _format_of(used: Iterable[Mapping[str, Any]], formatters: Mapping[str, Any]) -> LogFormat | None:

@@ -6,8 +6,8 @@ Spec: C-S API §Standard error response (the answer is 504 M_UNKNOWN; DESIGN §1
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-# Longer than any wait inside a handler that has a deadline of its own: database, command, password, slow body.
-DEFAULT_DEADLINE_SECONDS = 90.0
+# A backstop: longer than any wait inside a handler, of which a parked /sync is the longest (120 s).
+DEFAULT_DEADLINE_SECONDS = 180.0
 
 _ATTRIBUTE = "deadline_seconds"
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])

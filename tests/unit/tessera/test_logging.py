@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from tessera.logging import LogConfigError, LogFile, LogSetup, mask_secrets, read_log_config, set_up_logging
+from tessera.config import ConfigError, Settings
+from tessera.logging import LogFile, LogSetup, configure_logging, mask_secrets, read_log_config, set_up_logging
 
 SYNAPSE_SAMPLE = """
 version: 1
@@ -161,12 +162,24 @@ def test_a_json_formatter_of_synapse(tmp_path: Path) -> None:
 def test_a_log_config_that_makes_no_sense(tmp_path: Path, text: str) -> None:
     config = tmp_path / "log.yaml"
     config.write_text(text)
-    with pytest.raises(LogConfigError, match=r"log\.yaml"):
+    with pytest.raises(ConfigError, match=r"log\.yaml"):
         read_log_config(config)
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(LogConfigError):
+    with pytest.raises(ConfigError):
         read_log_config(tmp_path / "absent.yaml")
-    with pytest.raises(LogConfigError, match="absent"):
+    with pytest.raises(ConfigError, match="absent"):
         set_up_logging(LogSetup(files=(LogFile(tmp_path / "absent" / "x.log"),)))
+
+
+def test_the_settings_decide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(Settings.for_tests(tessera={"log_level": "error", "log_format": "json"}))
+    structlog.get_logger("tessera.x").warning("unseen")
+    structlog.get_logger("tessera.x").error("seen")
+    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["seen"]
+    config, file = tmp_path / "log.yaml", tmp_path / "homeserver.log"
+    config.write_text(SYNAPSE_SAMPLE.replace("FILENAME", str(file)))
+    configure_logging(Settings.for_tests(log_config=config, tessera={"log_format": "json"}))
+    structlog.get_logger("tessera.x").debug("into the file")
+    assert json.loads(file.read_text())["event"] == "into the file"
