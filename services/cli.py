@@ -19,7 +19,7 @@ from rich.markup import escape
 from services.serve import ServeError, open_stores, serve
 from tessera.config import ConfigError, Settings, generate_config, read_settings
 from tessera.embedded_postgres import EmbeddedPostgresError
-from tessera.logging import LogConfigError, LogSetup, read_log_config, set_up_logging
+from tessera.logging import configure_logging
 from tessera.storage.database import DatabaseUnavailable
 from tessera.storage.migrations import MigrationError
 from tessera.storage.placement import PlacementMismatch
@@ -154,14 +154,9 @@ def _read(path: Path) -> Settings:
 
 
 def _set_up_logging(settings: Settings) -> None:
-    own = settings.tessera
     try:
-        if settings.log_config is not None:
-            setup = read_log_config(settings.log_config)
-        else:
-            setup = LogSetup(level=own.log_level.upper(), format=own.log_format)
-        set_up_logging(setup)
-    except LogConfigError as error:
+        configure_logging(settings)
+    except ConfigError as error:
         _fail(error)
 
 
