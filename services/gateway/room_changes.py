@@ -53,6 +53,7 @@ class RoomChanges:
     fanout: Fanout
     clock: Clock
     ids: IdSource
+    timeout_seconds: float = COMMAND_TIMEOUT_SECONDS
 
     async def submit(
         self, room_id: RoomId, sender: UserId, body: CommandBody, *, command_id: bytes | None = None
@@ -75,7 +76,7 @@ class RoomChanges:
             body,
         )
         try:
-            outcome = await self.commands.submit(command, timeout_seconds=COMMAND_TIMEOUT_SECONDS)
+            outcome = await self.commands.submit(command, timeout_seconds=self.timeout_seconds)
         except CommandUnanswered as unanswered:
             raise RoomUnavailable(unanswered.retry_after_ms) from unanswered
         if outcome.status is OutcomeStatus.REFUSED:
