@@ -106,8 +106,9 @@ def _copy(value: Any) -> Any:
 
 
 def _unknown(variable: str) -> str:
-    names = {PREFIX + name.upper() for name in names_in(Settings) | names_in(TesseraSettings)}
+    # Without what they all share, or everything would be near.
+    names = {name.upper() for name in names_in(Settings) | names_in(TesseraSettings)}
     for name, field in Settings.model_fields.items():
-        names |= {f"{PREFIX}{name}__{inner}".upper() for inner in names_in(section_of(field.annotation))}
-    near = get_close_matches(variable, sorted(names | OTHER_VARIABLES), n=1, cutoff=0.6)
-    return "no such setting" + (f"; did you mean {near[0]}?" if near else "")
+        names |= {f"{name}__{inner}".upper() for inner in names_in(section_of(field.annotation))}
+    near = get_close_matches(variable.removeprefix(PREFIX), sorted(names), n=1, cutoff=0.6)
+    return "no such setting" + (f"; did you mean {PREFIX}{near[0]}?" if near else "")

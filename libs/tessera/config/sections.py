@@ -1,8 +1,9 @@
 """The nested parts of the file that are small."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, PositiveInt
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PositiveInt
 
 from matrixcore.signing import KEY_BYTES, decode_base64
 from tessera.config.values import Duration, Name, Section
@@ -37,12 +38,18 @@ class TrustedKeyServer(Section):
     accept_keys_insecurely: bool = False
 
 
+def _refuse_policy(value: object) -> None:
+    if value and not (isinstance(value, Mapping) and not value.get("enabled")):
+        raise ValueError("is not supported; remove it, or switch it off")
+
+
 class PasswordConfig(Section):
     """Accounts with passwords of our own cannot be switched off, and hashes are made without a pepper."""
 
     enabled: Literal[True] = True
     localdb_enabled: Literal[True] = True
     pepper: Literal[""] | None = None
+    policy: Annotated[None, BeforeValidator(_refuse_policy)] = None
 
 
 class Presence(Section):

@@ -72,6 +72,7 @@ def _run(launcher: Launcher, command: list[str], directory: Path) -> None:
     if done.returncode != 0:
         complaints = [line for line in done.stderr.splitlines() if line.startswith("initdb: error") or "FATAL" in line]
         reason = (complaints or done.stderr.splitlines() or [f"exit status {done.returncode}"])[0]
+        reason = reason[max(reason.find("FATAL:"), 0) :]
         shutil.rmtree(directory, ignore_errors=True)
         raise EmbeddedPostgresError(f"PostgreSQL's files could not be made in {directory.parent}: {reason}")
 

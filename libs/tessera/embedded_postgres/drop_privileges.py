@@ -12,8 +12,10 @@ import os
 import sys
 
 PR_SET_KEEPCAPS = 8
+PR_SET_SECUREBITS = 28
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
+SECBIT_NO_SETUID_FIXUP = 4
 CAP_DAC_OVERRIDE = 1
 CAP_DAC_READ_SEARCH = 2
 CAPABILITY_VERSION = 0x20080522
@@ -36,6 +38,9 @@ def main(arguments: list[str]) -> None:
     uid, gid, program, *rest = arguments
     libc = ctypes.CDLL(None, use_errno=True)
     _check(libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
+    # Or access(2), by which initdb looks for its companions, would pass over the capability. It is not refused where
+    # this cannot be had, because it matters only if the programs lie in a closed directory too.
+    libc.prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
     os.setgroups([])
     os.setgid(int(gid))
     os.setuid(int(uid))

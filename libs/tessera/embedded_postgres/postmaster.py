@@ -77,6 +77,8 @@ async def stop_postmaster(pid: int, cluster: Path, process: subprocess.Popen[byt
             os.kill(pid, number)
         except ProcessLookupError:
             return True
+        except PermissionError:
+            return False
         try:
             async with asyncio.timeout(patience_seconds):
                 while not _is_gone(pid, cluster, process):  # noqa: ASYNC110 -- the end of another's child has no event

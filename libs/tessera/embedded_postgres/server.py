@@ -44,6 +44,7 @@ _POLL_SECONDS = 0.01
 _START_ATTEMPTS = 20  # while the port is taken, or the last children of a killed server are still leaving
 _RETRY_SECONDS = 0.5
 _PASSING_FAILURES = (
+    'lock file "postmaster.pid" already exists',
     "pre-existing shared memory block",
     "could not create any TCP/IP sockets",
     "Address already in use",
@@ -110,10 +111,11 @@ class EmbeddedPostgres:
         Raises:
             EmbeddedPostgresError: it does not work, and why.
         """
+        if self._pid is not None:
+            return
         try:
             distribution, launcher = await _finish(asyncio.to_thread(self._prepare))
-            if not await self._adopt(self._command(distribution)):
-                await self._start_server(distribution, launcher)
+            await self._adopt_or_start(distribution, launcher)
             await self._create_database()
         except OSError as error:
             await self.stop()
@@ -181,6 +183,21 @@ class EmbeddedPostgres:
         options = server_options(self._settings, port=self._port, socket_directory=self._socket_directory)
         return [distribution.program("postgres"), "-D", str(self._cluster), *options]
 
+    async def _adopt_or_start(self, distribution: Distribution, launcher: Launcher) -> None:
+        self._rotate_log()
+        for attempt in range(1, _START_ATTEMPTS + 1):
+            # Each time, for a server that was starting when its Tessera was killed shows itself only now.
+            if await self._adopt(self._command(distribution)):
+                return
+            if self._socket_directory is None:
+                self._port = _free_port()
+            failure = await self._try_to_start(distribution, launcher)
+            if failure is None:
+                return
+            if attempt == _START_ATTEMPTS or not any(passing in failure for passing in _PASSING_FAILURES):
+                raise EmbeddedPostgresError(f"PostgreSQL did not start: {failure} (see {self.log_path})")
+            await asyncio.sleep(_RETRY_SECONDS)
+
     async def _adopt(self, command: list[str]) -> bool:
         """Take over a running server of this cluster, or stop it."""
         found = read_pid_file(self._cluster)
@@ -205,18 +222,6 @@ class EmbeddedPostgres:
             return False
         await database.close()
         return True
-
-    async def _start_server(self, distribution: Distribution, launcher: Launcher) -> None:
-        self._rotate_log()
-        for attempt in range(1, _START_ATTEMPTS + 1):
-            if self._socket_directory is None:
-                self._port = _free_port()
-            failure = await self._try_to_start(distribution, launcher)
-            if failure is None:
-                return
-            if attempt == _START_ATTEMPTS or not any(passing in failure for passing in _PASSING_FAILURES):
-                raise EmbeddedPostgresError(f"PostgreSQL did not start: {failure} (see {self.log_path})")
-            await asyncio.sleep(_RETRY_SECONDS)
 
     async def _try_to_start(self, distribution: Distribution, launcher: Launcher) -> str | None:
         """Start the server and wait until it is ready; the reason if it ends instead."""
