@@ -70,7 +70,9 @@ def generate_config_command(
 def check_config_command(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Say whether a homeserver.yaml is right, key by key."""
     settings = _read(config)
-    console.print(f"{config}: a configuration for {settings.server_name}, nothing wrong with it")
+    for key in settings.unused_keys:
+        console.print(f"[yellow]{key}[/yellow] is Synapse's and means nothing here", soft_wrap=True)
+    console.print(f"{config}: a configuration for {settings.server_name}, nothing wrong with it", soft_wrap=True)
 
 
 @app.command("migrate")
@@ -148,7 +150,7 @@ def _local_url(settings: Settings) -> str:
 
 def _read(path: Path) -> Settings:
     try:
-        return read_settings(path, os.environ)
+        return read_settings(path, os.environ, check_files=True)
     except ConfigError as error:
         _fail(error)
 

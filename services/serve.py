@@ -20,7 +20,6 @@ from fastapi import APIRouter
 from starlette.routing import BaseRoute
 
 from matrixcore.identifiers import ServerName
-from matrixcore.signing import SigningKey, read_signing_keys
 from services.gateway import profile_propagation
 from services.gateway.app import build_gateway, gateway_routers, gateway_routes
 from services.gateway.passwords import Passwords
@@ -32,7 +31,7 @@ from services.rooms.service import RoomWriter
 from services.sync.service import SyncService
 from tessera.bus import LocalCommandBus, LocalRecordBus
 from tessera.clock import Clock, SystemClock
-from tessera.config import Listener, Settings
+from tessera.config import Listener, Settings, load_signing_keys
 from tessera.embedded_postgres import EmbeddedPostgres
 from tessera.fanout import LocalFanout
 from tessera.http.app import MatrixApp, create_app
@@ -165,7 +164,7 @@ async def run_services(settings: Settings, stores: Stores, clock: Clock) -> Asyn
     fanout = LocalFanout()
     command_bus, record_bus = LocalCommandBus(ids.token()), LocalRecordBus()
     accounts, shards = stores.accounts, stores.shards
-    signing_key = load_signing_key(settings)
+    signing_key = load_signing_keys(settings)[0]
     rates = {name: Rate(limit.per_second, limit.burst_count) for name, limit in settings.rate_limits().items()}
     limits = LocalRateLimits(clock, rates)
     last_seen = LastSeenRecorder(accounts, clock)
@@ -237,21 +236,6 @@ async def run_services(settings: Settings, stores: Stores, clock: Clock) -> Asyn
             metrics=RequestMetrics(registry),
             sync=sync,
         )
-
-
-def load_signing_key(settings: Settings) -> SigningKey:
-    """The key that events are signed with.
-
-    Raises:
-        ServeError: there is none, or its file is no key file.
-    """
-    text = settings.signing_key.get_secret_value() if settings.signing_key is not None else None
-    path = settings.signing_key_file
-    try:
-        keys = read_signing_keys(text if text is not None else path.read_text())
-    except (OSError, ValueError) as error:
-        raise ServeError(f"signing key: {path}: {error}") from error
-    return keys[0]
 
 
 def make_app(services: Services, listener: Listener) -> MatrixApp:
