@@ -48,8 +48,7 @@ async def delete_room_alias(room_alias: str, requester: CurrentRequester, gatewa
 async def get_local_aliases(room_id: str, requester: CurrentRequester, gateway: GatewayDep) -> Response:
     """The aliases that this server has for a room."""
     room = room_id_of(room_id)
-    async with gateway.shards.of_room(room).reading() as tx:
-        await require_view(tx, gateway.accounts, room, requester.user_id)
+    await require_view(gateway.shards, gateway.accounts, room, requester.user_id)
     async with gateway.accounts.reading() as tx:
         bound = await aliases.list_aliases(tx, room)
     return json_reply({"aliases": [one.alias for one in bound]})

@@ -39,8 +39,8 @@ async def get_event_context(
     page_filter = parse_page_filter(event_filter, await list_ignored(gateway.accounts, requester.user_id))
     limit = min(limit, MAX_LIMIT)
     now_ms = gateway.clock.now_ms()
+    view = await require_view(gateway.shards, gateway.accounts, room, requester.user_id)
     async with gateway.shards.of_room(room).reading() as tx:
-        view = await require_view(tx, gateway.accounts, room, requester.user_id)
         event = await find_event(tx, room, wanted)
         if event is None or sight_of(event, view.history) is Sight.HIDDEN:
             raise NotFound("Event not found")
@@ -66,8 +66,8 @@ async def get_event_context(
             after = page.events
             end = after[-1].order if after else end
         shown = [*before, event, *after]
-        served = await serve_page(tx, view, shown, requester.device_id, now_ms)
         state = await list_state(tx, room, at=end)
+    served = await serve_page(gateway.shards, gateway.accounts, view, shown, requester.device_id, now_ms)
     if page_filter.filter.lazy_load_members:
         senders = {row.sender for row in shown}
         state = [row for row in state if row.type != "m.room.member" or row.state_key in senders]

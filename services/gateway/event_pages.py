@@ -9,9 +9,10 @@ from typing import Any
 
 import orjson
 
+from matrixcore.events import load_event, redact_event
 from matrixcore.filters import InvalidFilter, RoomEventFilter, parse_room_event_filter
-from matrixcore.identifiers import UserId
-from matrixcore.visibility import Sight
+from matrixcore.identifiers import EventId, UserId
+from matrixcore.visibility import Membership, Sight
 from services.gateway.room_access import RoomView
 from tessera.event_serving import serve_events
 from tessera.http.errors import InvalidParam
@@ -20,9 +21,11 @@ from tessera.records import OrderKey
 from tessera.room_visibility import sight_of
 from tessera.storage import account_data
 from tessera.storage.database import Database, Transaction
+from tessera.storage.erased_users import list_erased
 from tessera.storage.room_reads.events import EventConditions, EventRow, find_scan_end, list_page
-from tessera.storage.room_reads.relations import list_bundles
+from tessera.storage.room_reads.relations import Bundle, list_bundles
 from tessera.storage.room_reads.state import list_state_keys
+from tessera.storage.shards import RoomShards
 
 MAX_ROUNDS = 5  # pages looked at for one answer, where the reader may not see all of them
 BEGINNING = OrderKey(0)
@@ -142,13 +145,46 @@ async def read_page(
 
 
 async def serve_page(
-    tx: Transaction, view: RoomView, events: Sequence[EventRow], device_id: str | None, now_ms: int
+    shards: RoomShards,
+    accounts: Database,
+    view: RoomView,
+    events: Sequence[EventRow],
+    device_id: str | None,
+    now_ms: int,
 ) -> list[orjson.Fragment]:
-    """Events as the client gets them, with their aggregated relations."""
+    """Events as the client gets them, with their aggregated relations. The caller holds no connection meanwhile."""
+    events = await hide_erased(accounts, view, events)
     room_id = view.room.room_id
     ids = [event.event_id for event in events if event.state_key is None and event.redacted_by is None]
-    bundles = await list_bundles(tx, room_id, ids, view.history.user_id, up_to=view.until)
+    bundles: dict[EventId, Bundle] = {}
+    if ids:
+        async with shards.of_room(room_id).reading() as tx:
+            bundles = await list_bundles(tx, room_id, ids, view.history.user_id, up_to=view.until)
     return serve_events(events, view.rules, view.reader(device_id, now_ms), room_id=room_id, bundles=bundles)
+
+
+async def hide_erased(accounts: Database, view: RoomView, events: Sequence[EventRow]) -> Sequence[EventRow]:
+    """Show what erased users said, to who was not joined then, as if it had been redacted. Spec: MSC4025.
+
+    A member who was there for the whole page costs no query.
+    """
+    unheard = {
+        event.event_id: event.sender
+        for event in events
+        if event.redacted_by is None and view.history.after(event.order) is not Membership.JOIN
+    }
+    if not unheard:
+        return events
+    async with accounts.reading() as tx:
+        erased = set(await list_erased(tx, list(set(unheard.values()))))
+    return [
+        _redacted(event, view) if event.event_id in unheard and event.sender in erased else event for event in events
+    ]
+
+
+def _redacted(event: EventRow, view: RoomView) -> EventRow:
+    redacted = redact_event(load_event(event.pdu, event.event_id, view.rules, room_id=view.room.room_id))
+    return event._replace(pdu=redacted.pdu, previous_pdu=None, replaces_state=None)
 
 
 async def list_member_state(tx: Transaction, view: RoomView, events: Sequence[EventRow]) -> list[EventRow]:

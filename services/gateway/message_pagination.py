@@ -67,20 +67,20 @@ async def list_messages(
         start, stop: page or sync tokens; without `start` the page begins at the end that the direction comes from.
     """
     now_ms = gateway.clock.now_ms()
+    view = await require_view(gateway.shards, gateway.accounts, room_id, requester.user_id)
+    partition = view.room.partition
+    begin = point_of(start, "from", partition) or (view.head if backwards else BEGINNING)
+    end = point_of(stop, "to", partition)
+    after, up_to = (end, begin) if backwards else (begin, end)
     async with gateway.shards.of_room(room_id).reading() as tx:
-        view = await require_view(tx, gateway.accounts, room_id, requester.user_id)
-        partition = view.room.partition
-        begin = point_of(start, "from", partition) or (view.head if backwards else BEGINNING)
-        end = point_of(stop, "to", partition)
-        after, up_to = (end, begin) if backwards else (begin, end)
         page = await read_page(
             tx, view, after=after, up_to=up_to, backwards=backwards, limit=limit, page_filter=page_filter
         )
-        chunk = await serve_page(tx, view, page.events, requester.device_id, now_ms)
         state = None
         if page_filter.filter.lazy_load_members:
             members = await list_member_state(tx, view, page.events)
             state = serve_events(members, view.rules, view.reader(requester.device_id, now_ms), room_id=room_id)
+    chunk = await serve_page(gateway.shards, gateway.accounts, view, page.events, requester.device_id, now_ms)
     following = page.end
     if not backwards and following is None and page.events:
         # The live end: what comes later can be asked for from here.

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from services.gateway.dependencies import GatewayDep
 from services.gateway.event_pages import read_page, serve_page
 from services.gateway.path_identifiers import point_of, room_id_of
-from services.gateway.room_access import RoomView, require_view
+from services.gateway.room_access import require_view
 from services.gateway.routing import CurrentRequester, client_router
 from tessera.fanout import Subscriber
 from tessera.http.replies import json_reply
@@ -48,13 +48,11 @@ async def peek_events(
         begin: OrderKey | None = None
         while True:
             woken.clear()
+            view = await require_view(gateway.shards, gateway.accounts, room, requester.user_id)
+            begin = begin or point_of(start, "from", view.room.partition) or view.head
             async with shard.reading() as tx:
-                view: RoomView = await require_view(tx, gateway.accounts, room, requester.user_id)
-                begin = begin or point_of(start, "from", view.room.partition) or view.head
                 page = await read_page(tx, view, after=begin, up_to=None, backwards=False, limit=MAX_EVENTS)
-                now_ms = gateway.clock.now_ms()
-                chunk = await serve_page(tx, view, page.events, requester.device_id, now_ms)
-            if chunk:
+            if page.events:
                 break
             try:
                 async with asyncio.timeout_at(deadline):
@@ -63,5 +61,7 @@ async def peek_events(
                 break
     finally:
         await subscription.close()
+    now_ms = gateway.clock.now_ms()
+    chunk = await serve_page(gateway.shards, gateway.accounts, view, page.events, requester.device_id, now_ms)
     end = page.events[-1].order if page.events else begin
     return json_reply({"start": encode_page_token(begin), "end": encode_page_token(end), "chunk": chunk})

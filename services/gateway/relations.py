@@ -95,11 +95,11 @@ async def _list(
     room, target = room_id_of(room_id), event_id_of(event_id)
     limit = max(1, min(limit, MAX_LIMIT))
     backwards = direction == "b"
+    try:
+        view = await require_view(gateway.shards, gateway.accounts, room, requester.user_id)
+    except Forbidden as error:
+        raise NotFound("Event not found") from error
     async with gateway.shards.of_room(room).reading() as tx:
-        try:
-            view = await require_view(tx, gateway.accounts, room, requester.user_id)
-        except Forbidden as error:
-            raise NotFound("Event not found") from error
         parent = await find_event(tx, room, target)
         if parent is None or sight_of(parent, view.history) is Sight.HIDDEN:
             raise NotFound("Event not found")
@@ -117,8 +117,9 @@ async def _list(
             rel_type=kinds[0],
             event_type=kinds[1],
         )
-        visible = [row for row in rows if sight_of(row, view.history) is not Sight.HIDDEN]
-        chunk = await serve_page(tx, view, visible, requester.device_id, gateway.clock.now_ms())
+    visible = [row for row in rows if sight_of(row, view.history) is not Sight.HIDDEN]
+    now_ms = gateway.clock.now_ms()
+    chunk = await serve_page(gateway.shards, gateway.accounts, view, visible, requester.device_id, now_ms)
     reply: dict[str, Any] = {"chunk": chunk}
     if len(rows) == limit:
         last = rows[-1].order

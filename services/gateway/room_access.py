@@ -21,6 +21,7 @@ from tessera.storage import user_rooms
 from tessera.storage.database import Database, Transaction
 from tessera.storage.room_reads.rooms import RoomRow, find_with_steps
 from tessera.storage.room_reads.state import find_state
+from tessera.storage.shards import RoomShards
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +55,27 @@ class RoomView:
         return Reader(self.history.user_id, device_id, now_ms, self.history)
 
 
-async def require_view(tx: Transaction, accounts: Database, room_id: RoomId, user_id: UserId) -> RoomView:
+async def require_view(shards: RoomShards, accounts: Database, room_id: RoomId, user_id: UserId) -> RoomView:
     """The room, if the user may read it now or up to the end of an earlier stay.
 
-    Args:
-        tx: of the room's shard.
+    Nobody may hold a connection while calling: both stores may be one pool, and waiting for a second
+    connection with the first in hand ends in a deadlock.
 
     Raises:
         Forbidden: also for rooms that are not known here.
     """
-    found = await find_with_steps(tx, room_id, user_id)
-    if found is None:
-        raise Forbidden("You are not a member of this room")
-    room, steps = found
-    view = RoomView(room, ROOM_VERSIONS[room.room_version], MembershipHistory(user_id, steps))
-    if view.history.current is Membership.JOIN:
-        return view
+    async with shards.of_room(room_id).reading() as tx:
+        found = await find_with_steps(tx, room_id, user_id)
+        if found is None:
+            raise Forbidden("You are not a member of this room")
+        room, steps = found
+        view = RoomView(room, ROOM_VERSIONS[room.room_version], MembershipHistory(user_id, steps))
+        if view.history.current is Membership.JOIN:
+            return view
+        is_open = await is_world_readable(tx, room_id)
     if view.history.ever_joined and not await _has_forgotten(accounts, room_id, user_id):
         return RoomView(view.room, view.rules, view.history, view.history.end_of_stay)
-    if await is_world_readable(tx, room_id):
+    if is_open:
         return RoomView(view.room, view.rules, view.history, peeking=True)
     raise Forbidden("You are not a member of this room")
 

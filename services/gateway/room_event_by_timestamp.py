@@ -31,9 +31,9 @@ async def get_event_by_timestamp(
 ) -> Response:
     """The visible event nearest to a time, at it or in the given direction."""
     room = room_id_of(room_id)
+    view = await require_view(gateway.shards, gateway.accounts, room, requester.user_id)
+    wanted = max(-MAX_TS, min(ts, MAX_TS))
     async with gateway.shards.of_room(room).reading() as tx:
-        view = await require_view(tx, gateway.accounts, room, requester.user_id)
-        wanted = max(-MAX_TS, min(ts, MAX_TS))
         nearest = await list_by_time(tx, room, wanted, backwards=direction == "b", limit=CANDIDATES)
         rows = {row.event_id: row for row in await list_events(tx, room, [event_id for event_id, _ in nearest])}
     for event_id, origin_server_ts in nearest:

@@ -32,15 +32,15 @@ async def room_initial_sync(
     """The state and the newest messages of a room; for who has left, as of the leave."""
     room = room_id_of(room_id)
     now_ms = gateway.clock.now_ms()
+    view = await require_view(gateway.shards, gateway.accounts, room, requester.user_id)
     async with gateway.shards.of_room(room).snapshot() as tx:
-        view = await require_view(tx, gateway.accounts, room, requester.user_id)
         page = await read_page(
             tx, view, after=None, up_to=view.head, backwards=True, limit=max(1, min(limit, MAX_LIMIT))
         )
         events = page.events[::-1]
-        chunk = await serve_page(tx, view, events, requester.device_id, now_ms)
         state = await list_state(tx, room, at=view.until)
         receipts = [] if view.until is not None else await list_room_receipts(tx, room, MAX_RECEIPTS)
+    chunk = await serve_page(gateway.shards, gateway.accounts, view, events, requester.device_id, now_ms)
     async with gateway.accounts.reading() as tx:
         published = await directory.is_published(tx, room)
         data = [one for one in await account_data.list_all(tx, requester.user_id) if one.room_id == room]

@@ -32,15 +32,16 @@ MembershipName = Literal["join", "invite", "knock", "leave", "ban"]
 async def get_one_room_event(room_id: str, event_id: str, requester: CurrentRequester, gateway: GatewayDep) -> Response:
     """One event that the user may see."""
     room, event = room_id_of(room_id), event_id_of(event_id)
+    try:
+        view = await require_view(gateway.shards, gateway.accounts, room, requester.user_id)
+    except Forbidden as error:
+        raise NotFound("Event not found") from error
     async with gateway.shards.of_room(room).reading() as tx:
-        try:
-            view = await require_view(tx, gateway.accounts, room, requester.user_id)
-        except Forbidden as error:
-            raise NotFound("Event not found") from error
         row = await find_event(tx, room, event)
-        if row is None or sight_of(row, view.history) is Sight.HIDDEN:
-            raise NotFound("Event not found")
-        served = await serve_page(tx, view, [row], requester.device_id, gateway.clock.now_ms())
+    if row is None or sight_of(row, view.history) is Sight.HIDDEN:
+        raise NotFound("Event not found")
+    now_ms = gateway.clock.now_ms()
+    served = await serve_page(gateway.shards, gateway.accounts, view, [row], requester.device_id, now_ms)
     return json_reply(served[0])
 
 
@@ -48,8 +49,8 @@ async def get_one_room_event(room_id: str, event_id: str, requester: CurrentRequ
 async def get_room_state(room_id: str, requester: CurrentRequester, gateway: GatewayDep) -> Response:
     """The whole state: now, or as of the user's leave."""
     room = room_id_of(room_id)
+    view = await require_view(gateway.shards, gateway.accounts, room, requester.user_id)
     async with gateway.shards.of_room(room).reading() as tx:
-        view = await require_view(tx, gateway.accounts, room, requester.user_id)
         events = await list_state(tx, room, at=view.until)
     reader = view.reader(requester.device_id, gateway.clock.now_ms())
     return json_reply(serve_events(events, view.rules, reader, room_id=room))
@@ -78,8 +79,8 @@ async def get_room_state_with_key(
 ) -> Response:
     """One piece of state: its content, or the event with `format=event`."""
     room = room_id_of(room_id)
+    view = await require_view(gateway.shards, gateway.accounts, room, requester.user_id)
     async with gateway.shards.of_room(room).reading() as tx:
-        view = await require_view(tx, gateway.accounts, room, requester.user_id)
         event = await find_state(tx, room, event_type, state_key, at=view.until)
     if event is None:
         raise NotFound("The room has no such state")
@@ -100,8 +101,8 @@ async def get_members_by_room(
 ) -> Response:
     """The member events: now, at a point, or as of the user's leave."""
     room = room_id_of(room_id)
+    view = await require_view(gateway.shards, gateway.accounts, room, requester.user_id)
     async with gateway.shards.of_room(room).reading() as tx:
-        view = await require_view(tx, gateway.accounts, room, requester.user_id)
         point = view.capped(point_of(at, "at", view.room.partition))
         events = await list_members(tx, room, at=point, membership=membership, not_membership=not_membership)
     reader = view.reader(requester.device_id, gateway.clock.now_ms())

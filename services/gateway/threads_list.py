@@ -35,14 +35,15 @@ async def get_thread_roots(
     """The roots of threads that the user may see, with what is aggregated at them."""
     room = room_id_of(room_id)
     limit = min(limit, MAX_LIMIT)
+    view = await require_view(gateway.shards, gateway.accounts, room, requester.user_id)
+    begin = view.capped(point_of(start, "from", view.room.partition)) or view.head
     async with gateway.shards.of_room(room).reading() as tx:
-        view = await require_view(tx, gateway.accounts, room, requester.user_id)
-        begin = view.capped(point_of(start, "from", view.room.partition)) or view.head
         threads = await list_thread_roots(
             tx, room, up_to=begin, participant=requester.user_id if include == "participated" else None, limit=limit
         )
-        visible = [root for _, root in threads if sight_of(root, view.history) is not Sight.HIDDEN]
-        chunk = await serve_page(tx, view, visible, requester.device_id, gateway.clock.now_ms())
+    visible = [root for _, root in threads if sight_of(root, view.history) is not Sight.HIDDEN]
+    now_ms = gateway.clock.now_ms()
+    chunk = await serve_page(gateway.shards, gateway.accounts, view, visible, requester.device_id, now_ms)
     reply: dict[str, Any] = {"chunk": chunk}
     if len(threads) == limit:
         # Replies have anchors of their own, so that the next page begins just below the last thread's latest.

@@ -11,7 +11,7 @@ from seeded_rooms import ALICE, BEGINNING_MS, BOB, CAROL, ROOM, SeededRoom
 
 from matrixcore.identifiers import UserId
 from tessera.memberships import project_memberships
-from tessera.storage import account_data, user_rooms
+from tessera.storage import account_data, user_rooms, users
 from tessera.storage.database import Database
 from tessera.storage.user_rooms import MembershipChange
 from tessera.sync_token import Point, SyncToken, encode_token
@@ -173,6 +173,24 @@ async def test_messages_of_ignored_users_are_left_out_but_not_their_state(
         await account_data.set_content(tx, ALICE, "", "m.ignored_user_list", orjson.dumps({"ignored_users": {BOB: {}}}))
     page = await alice.get(f"/rooms/{ROOM}/messages", dir="b", limit=50)
     assert bodies(page["chunk"]) == ["m.room.member", "m.room.member", "m.room.create"]
+
+
+async def test_what_erased_users_said_is_kept_by_who_heard_it(
+    alice: Client, bob: Client, room: SeededRoom, accounts: Database
+) -> None:
+    await room.member(CAROL, "join")
+    await room.message(CAROL, "old words")
+    await room.member(BOB, "join")
+    async with accounts.transaction() as tx:
+        await users.add_user(tx, CAROL, password_hash=None, displayname=None, now_ms=1)
+        await users.deactivate(tx, CAROL, erase=True)
+
+    async def said(client: Client) -> list[dict[str, Any]]:
+        chunk = (await client.get(f"/rooms/{ROOM}/messages", dir="b", limit=50))["chunk"]
+        return [event["content"] for event in chunk if event["type"] == "m.room.message"]
+
+    assert await said(alice) == [{"body": "old words", "msgtype": "m.text"}]
+    assert await said(bob) == [{}]
 
 
 async def test_the_context_of_an_event(alice: Client, room: SeededRoom) -> None:
