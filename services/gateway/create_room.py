@@ -9,6 +9,7 @@ from matrixcore.room_versions import ROOM_VERSIONS, RoomVersionRules
 from services.gateway.dependencies import GatewayDep
 from services.gateway.new_room import InvalidRoomRequest, parse_new_room
 from services.gateway.optional_body import OptionalJsonObject
+from services.gateway.room_access import refuse_guest
 from services.gateway.room_changes import session_of
 from services.gateway.routing import CurrentRequester, client_router
 from tessera.http.errors import BadJson, InvalidParam, MatrixError, UnsupportedRoomVersion
@@ -20,6 +21,7 @@ router = client_router()
 @router.post("/createRoom")
 async def create_room(body: OptionalJsonObject, requester: CurrentRequester, gateway: GatewayDep) -> Response:
     """Make a room with everything that the request asks for, or nothing."""
+    refuse_guest(requester)
     gateway.limits.check("rc_room_creation", requester.user_id)
     rules = _rules_of(body, gateway.settings.default_room_version)
     try:

@@ -4,6 +4,7 @@ from starlette.responses import Response
 
 from services.gateway.dependencies import GatewayDep
 from services.gateway.path_identifiers import room_id_of
+from services.gateway.room_access import refuse_guest
 from services.gateway.room_changes import session_of
 from services.gateway.room_membership import invite_user, reason_of, target_of
 from services.gateway.routing import CurrentRequester, JsonObject, client_router
@@ -16,6 +17,7 @@ router = client_router()
 @router.post("/rooms/{room_id}/invite")
 async def invite(room_id: str, body: JsonObject, requester: CurrentRequester, gateway: GatewayDep) -> Response:
     """Invite a user."""
+    refuse_guest(requester)
     if "user_id" not in body and "medium" in body:
         raise MatrixError(
             "This server does not invite by e-mail or telephone number", errcode="M_THREEPID_DENIED", status=403

@@ -8,6 +8,7 @@ from matrixcore.identifiers import RoomId
 from services.gateway.dependencies import GatewayDep, GatewayDeps
 from services.gateway.optional_body import OptionalJsonObject
 from services.gateway.path_identifiers import alias_of, room_id_of
+from services.gateway.room_access import require_guest_access
 from services.gateway.room_changes import session_of
 from services.gateway.room_directory import resolve_alias
 from services.gateway.room_membership import join_room, reason_of
@@ -48,6 +49,9 @@ async def room_of(gateway: GatewayDeps, text: str) -> RoomId:
 
 async def _join(gateway: GatewayDeps, requester: Requester, room_id: RoomId, body: dict[str, Any]) -> Response:
     gateway.limits.check("rc_joins.local", requester.user_id)
+    if requester.is_guest:
+        async with gateway.shards.of_room(room_id).reading() as tx:
+            await require_guest_access(tx, room_id)
     session = session_of(requester)
     await join_room(gateway.rooms, session, room_id, reason_of(body))
     return json_reply({"room_id": room_id})

@@ -5,6 +5,7 @@ from starlette.responses import Response
 from services.gateway.dependencies import GatewayDep
 from services.gateway.joining import room_of
 from services.gateway.optional_body import OptionalJsonObject
+from services.gateway.room_access import refuse_guest
 from services.gateway.room_changes import session_of
 from services.gateway.room_membership import knock_room, reason_of
 from services.gateway.routing import CurrentRequester, client_router
@@ -18,6 +19,7 @@ async def knock(
     room_id_or_alias: str, body: OptionalJsonObject, requester: CurrentRequester, gateway: GatewayDep
 ) -> Response:
     """Ask to be let into a room."""
+    refuse_guest(requester)
     gateway.limits.check("rc_joins.local", requester.user_id)
     room_id = await room_of(gateway, room_id_or_alias)
     await knock_room(gateway.rooms, session_of(requester), room_id, reason_of(body))

@@ -14,7 +14,8 @@ from matrixcore.identifiers import RoomId, UserId
 from matrixcore.room_versions import ROOM_VERSIONS, RoomVersionRules
 from matrixcore.visibility import Membership
 from tessera.event_serving import Reader
-from tessera.http.errors import Forbidden
+from tessera.http.authentication import Requester
+from tessera.http.errors import Forbidden, GuestAccessForbidden
 from tessera.records import OrderKey
 from tessera.room_visibility import MembershipHistory
 from tessera.storage import user_rooms
@@ -93,6 +94,23 @@ async def require_joined(tx: Transaction, room_id: RoomId, user_id: UserId) -> R
         if history.current is Membership.JOIN:
             return RoomView(room, ROOM_VERSIONS[room.room_version], history)
     raise Forbidden("You are not joined to this room")
+
+
+async def require_guest_access(tx: Transaction, room_id: RoomId) -> None:
+    """Guests may join this room now. Spec: C-S API §Guest Access.
+
+    Raises:
+        GuestAccessForbidden
+    """
+    event = await find_state(tx, room_id, "m.room.guest_access", "")
+    if event is None or orjson.loads(event.pdu)["content"].get("guest_access") != "can_join":
+        raise GuestAccessForbidden("Guests may not join this room")
+
+
+def refuse_guest(requester: Requester) -> None:
+    """Raise GuestAccessForbidden for what guests may not do in any room."""
+    if requester.is_guest:
+        raise GuestAccessForbidden
 
 
 async def is_world_readable(tx: Transaction, room_id: RoomId) -> bool:

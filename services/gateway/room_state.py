@@ -7,6 +7,7 @@ from starlette.responses import Response
 from matrixcore.identifiers import RoomId, UserId, fits_in_bytes
 from services.gateway.dependencies import GatewayDep, GatewayDeps
 from services.gateway.path_identifiers import room_id_of
+from services.gateway.room_access import refuse_guest
 from services.gateway.room_changes import RoomChanges, Session, session_of
 from services.gateway.room_directory import check_canonical_alias
 from services.gateway.room_membership import set_member_state
@@ -44,6 +45,8 @@ async def set_room_state_with_key(
 async def _set(
     gateway: GatewayDeps, requester: Requester, room_id: str, event_type: str, state_key: str, content: dict[str, Any]
 ) -> Response:
+    if event_type == "m.room.member":
+        refuse_guest(requester)  # guests join and leave by the endpoints for that
     gateway.limits.check("rc_message", requester.user_id)
     session = session_of(requester)
     event_id = await set_state(gateway.rooms, session, room_id_of(room_id), event_type, state_key, content)

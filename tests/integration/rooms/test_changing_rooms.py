@@ -361,6 +361,27 @@ async def test_restricted_rooms_let_members_of_another_room_in(people: SimpleNam
     assert content["join_authorised_via_users_server"] == ALICE
 
 
+async def test_guests_join_where_they_may_and_make_nothing(people: SimpleNamespace, http: httpx.AsyncClient) -> None:
+    guest = Client(http, CAROL, "GUEST")
+    closed = await make(people.alice, preset="public_chat")
+    assert await guest.refused("POST", f"/rooms/{closed}/join") == (403, "M_GUEST_ACCESS_FORBIDDEN")
+    rules = [
+        {"type": "m.room.guest_access", "content": {"guest_access": "can_join"}},
+        {"type": "m.room.join_rules", "content": {"join_rule": "public"}},
+    ]
+    room_id = await make(people.alice, initial_state=rules)
+    await guest.post(f"/rooms/{room_id}/join")
+    await send(guest, room_id, "hello")
+    for path in (
+        "/createRoom",
+        f"/knock/{room_id}",
+        *(f"/rooms/{room_id}/{verb}" for verb in ("invite", "kick", "ban")),
+    ):
+        assert await guest.refused("POST", path, {"user_id": BOB}) == (403, "M_GUEST_ACCESS_FORBIDDEN")
+    path = f"/rooms/{closed}/state/m.room.member/{CAROL}"
+    assert await guest.refused("PUT", path, {"membership": "join"}) == (403, "M_GUEST_ACCESS_FORBIDDEN")
+
+
 # Directory, receipts, typing
 
 
