@@ -31,7 +31,7 @@ from tessera.storage.room_reads.events import EventRow
 from tessera.storage.room_reads.relations import Bundle
 from tessera.storage.sync_reads import EVERYTHING, KnownRoom, StateRow, SyncRoom
 from tessera.sync_token import Point
-from tessera.unread import ReadPoints, count_unread
+from tessera.unread import ReadPoints, RoomUnread, count_unread
 
 MAX_SCAN = 2_000  # events looked at for a room's filtered timeline
 SHORT_SCAN = 100
@@ -98,6 +98,7 @@ class ShardSections:
     came: set[UserId]
     went: set[UserId]
     seen: Seen
+    unread: dict[RoomId, RoomUnread] = field(default_factory=dict)
 
 
 class ShardReader:
@@ -120,6 +121,7 @@ class ShardReader:
         self._recount = recount
         self._user_id = request.user_id
         self._rooms: dict[RoomId, _Room] = {}
+        self._unread: dict[RoomId, RoomUnread] = {}
 
     async def read(self, planned: list[PlannedRoom], partitions: Collection[int]) -> ShardSections:
         """The sections of the planned rooms that have anything to say."""
@@ -133,7 +135,7 @@ class ShardReader:
             await self._read_lazy_members()
         join, leave = await self._render()
         came, went = await self._find_moves()
-        return ShardSections(heads, join, leave, came, went, self._seen)
+        return ShardSections(heads, join, leave, came, went, self._seen, self._unread)
 
     async def _find_rooms(self, planned: list[PlannedRoom], partitions: Collection[int]) -> dict[int, Point]:
         by_id = {one.room.room_id: one for one in planned}
@@ -295,7 +297,7 @@ class ShardReader:
         joined = {room_id: room for room_id, room in self._rooms.items() if not room.planned.is_left}
         receipts = await sync_reads.list_receipts(self._tx, {room_id: room.floor for room_id, room in joined.items()})
         names = await self._own_names(joined)
-        unread = await count_unread(
+        self._unread = unread = await count_unread(
             self._tx,
             self._user_id,
             list(joined),

@@ -20,6 +20,7 @@ from services.sync.lazy_members import LazyMemory, Seen
 from services.sync.rendering import (
     Json,
     account_data_event,
+    has_text,
     presence_event,
     push_rules_event,
     stripped_events,
@@ -31,29 +32,39 @@ from services.sync.room_plan import PlannedRoom, RoomPlan, entries_by_kind, plan
 from services.sync.room_sections import ShardReader, ShardSections, UserView
 from services.sync.sync_request import SyncRequest
 from tessera.clock import Clock
+from tessera.records import OrderKey
 from tessera.storage import account_data, sync_accounts, sync_reads, user_log
 from tessera.storage.account_data import AccountData
 from tessera.storage.database import Database
 from tessera.storage.read_positions import ReadPosition
+from tessera.storage.room_reads.events import EventRow
+from tessera.storage.room_reads.state import list_state_keys
 from tessera.storage.shards import RoomShards
 from tessera.storage.sync_accounts import UserOverview
 from tessera.storage.user_log import UserLogKind, UserLogRow
 from tessera.storage.user_rooms import UserRoom
 from tessera.sync_token import Point, SyncToken, encode_token
-from tessera.unread import own_evaluator, read_points
+from tessera.unread import RoomUnread, own_evaluator, read_points
 
 MAX_LOG_ENTRIES = 20_000  # a client that missed more is told everything anew
 MAX_TO_DEVICE = 100
+_NOW = OrderKey(1 << 62)
+_ALWAYS = {"device_one_time_keys_count", "device_unused_fallback_key_types"}
 
 
 @dataclass(slots=True)
 class SyncAnswer:
-    """An answer and the token after it."""
+    """An answer and the token after it.
+
+    Attributes:
+        unread: the counts of rooms that were counted, as of the token.
+    """
 
     body: Json
     token: SyncToken
     is_empty: bool
     seen: Seen
+    unread: dict[RoomId, RoomUnread] = field(default_factory=dict)
 
     def encode(self, memory: LazyMemory, request: SyncRequest) -> bytes:
         """The answer's bytes; what a lazily loading client was sent is remembered under the new token."""
@@ -114,8 +125,13 @@ class Snapshots:
         if changed or left:
             body["device_lists"] = {"changed": sorted(changed), "left": sorted(left)}
         to_device_position = await self._read_device(request, view, body)
-        is_empty = not body.keys() - {"device_one_time_keys_count", "device_unused_fallback_key_types"}
-        return SyncAnswer(body, self._token(request, view, sections, to_device_position, counts), is_empty, seen)
+        has_keys = any(
+            entry.kind == UserLogKind.ONE_TIME_KEYS and entry.key == request.device_id for entry in view.entries
+        )
+        is_empty = not has_keys and not body.keys() - _ALWAYS
+        unread = {room_id: one for shard in sections for room_id, one in shard.unread.items()}
+        token = self._token(request, view, sections, to_device_position, counts)
+        return SyncAnswer(body, token, is_empty, seen, unread)
 
     async def _read_account(self, request: SyncRequest) -> AccountView:
         user_id, since = request.user_id, request.since
@@ -325,6 +341,23 @@ class Snapshots:
         groups = self.shards.group_rooms(joined)
         return set().union(*await asyncio.gather(*(ask(shard, rooms) for shard, rooms in groups.items())))
 
+    async def read_member_forms(self, room_id: RoomId, user_ids: Collection[UserId]) -> dict[UserId, bytes]:
+        """Current member events in client form, open at the end."""
+        async with self.shards.of_room(room_id).reading() as tx:
+            found = await sync_reads.list_members_at(tx, {room_id: (_NOW, user_ids)})
+        return {user_id: member_form(row) for user_id, row in found[room_id].items()}
+
+    async def read_heroes(self, room_id: RoomId) -> tuple[UserId, ...]:
+        """The first members of a room that has no name, one more than are shown; nothing for one that has."""
+        async with self.shards.of_room(room_id).reading() as tx:
+            names = await list_state_keys(tx, room_id, [("m.room.name", ""), ("m.room.canonical_alias", "")])
+            if has_text(pdu_of(names.get(("m.room.name", ""))), "name"):
+                return ()
+            if has_text(pdu_of(names.get(("m.room.canonical_alias", ""))), "alias"):
+                return ()
+            heroes = await sync_reads.list_heroes(tx, [room_id], None)
+        return tuple(heroes[room_id])
+
     async def _read_device(self, request: SyncRequest, view: AccountView, body: Json) -> int:
         """Put the device's messages and key counts into the body; the to-device position after it."""
         after = 0 if request.since is None else request.since.to_device
@@ -366,6 +399,25 @@ class Snapshots:
             self.instance,
             *counts,
         )
+
+
+def member_form(row: EventRow) -> bytes:
+    """The client form of a member event."""
+    fields = orjson.loads(row.pdu)
+    form = {
+        "content": fields["content"],
+        "event_id": row.event_id,
+        "origin_server_ts": row.origin_server_ts,
+        "sender": row.sender,
+        "state_key": row.state_key,
+        "type": row.type,
+    }
+    return orjson.dumps(form)[:-1]
+
+
+def pdu_of(row: EventRow | None) -> bytes | None:
+    """The PDU of an event that may be missing."""
+    return None if row is None else row.pdu
 
 
 def empty_section(request: SyncRequest) -> Json:

@@ -1,6 +1,6 @@
 """What /sync reads of the account store in one go: the heads, settings and keys of one user and device."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from matrixcore.identifiers import RoomId, UserId
@@ -9,6 +9,7 @@ from tessera.storage.database import Transaction
 from tessera.storage.presence import Presence
 from tessera.storage.read_positions import ReadPosition
 from tessera.storage.to_device import StoredMessage
+from tessera.storage.user_log import UserLogRow
 from tessera.storage.user_rooms import UserRoom
 
 
@@ -92,10 +93,28 @@ SELECT DISTINCT user_id, observer FROM accounts.device_changes
 WHERE position > $1 AND position <= $2 AND observer IN ('', $3) LIMIT 10000
 """
 
+_LOGS = """
+SELECT w.user_id, l.position, l.kind, l.room_id, l.key, l.body
+FROM unnest($1::text[], $2::bigint[]) AS w (user_id, after)
+CROSS JOIN LATERAL (
+    SELECT * FROM accounts.user_log u WHERE u.user_id = w.user_id AND u.position > w.after
+    ORDER BY u.position LIMIT $3
+) l
+ORDER BY w.user_id, l.position
+"""
+
 
 async def find_overview(tx: Transaction, user_id: UserId) -> UserOverview:
     """The user's heads and settings."""
     return UserOverview(*await tx.fetchrow(_OVERVIEW, user_id))
+
+
+async def list_logs(tx: Transaction, after: Mapping[UserId, int], limit: int) -> dict[UserId, list[UserLogRow]]:
+    """The logs of several users above a position each, oldest first, at most `limit` entries of a user."""
+    found: dict[UserId, list[UserLogRow]] = {user_id: [] for user_id in after}
+    for row in await tx.fetch(_LOGS, list(after), list(after.values()), limit):
+        found[row[0]].append(UserLogRow(*row[1:]))
+    return found
 
 
 async def list_rooms_with_receipts(tx: Transaction, user_id: UserId) -> tuple[list[UserRoom], list[ReadPosition]]:

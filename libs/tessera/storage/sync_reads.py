@@ -196,15 +196,23 @@ CROSS JOIN LATERAL (
 ORDER BY w.room_id, m.membership NOT IN ('join', 'invite'), m.anchor, m.sub
 """
 
-_OWN_MEMBERSHIPS = """
-SELECT room_id, membership, anchor FROM rooms.current_state
-WHERE type = 'm.room.member' AND state_key = $1 AND room_id = ANY($2::text[])
+_OWN_ROOMS = """
+SELECT r.room_id, coalesce(s.membership, 'leave'), coalesce(s.anchor, 0), r.last_position, r.notify_count,
+       r.highlight_all_count
+FROM rooms.rooms r
+LEFT JOIN rooms.current_state s ON s.room_id = r.room_id AND s.type = 'm.room.member' AND s.state_key = $1
+WHERE r.room_id = ANY($2::text[])
 """
 
 _SHARED_ROOMS = """
 SELECT DISTINCT c.state_key FROM rooms.current_state c
 WHERE c.type = 'm.room.member' AND c.membership = 'join' AND c.room_id = ANY($1::text[])
   AND c.state_key = ANY($2::text[])
+"""
+
+_ROOMS_OF_USERS = """
+SELECT state_key, room_id FROM rooms.current_state
+WHERE type = 'm.room.member' AND membership = 'join' AND state_key = ANY($1::text[])
 """
 
 _MEMBERS_OF_ROOMS = """
@@ -263,6 +271,17 @@ SELECT e.room_id, {EVENT_COLUMNS}
 FROM unnest($1::text[], $2::text[]) AS w (room_id, event_id)
 JOIN rooms.events e ON e.room_id = w.room_id AND e.event_id = w.event_id {EVENT_JOINS}
 """  # noqa: S608
+
+
+class OwnRoom(NamedTuple):
+    """A room as it is now: the user's membership with the position that set it, and counters at `last_position`."""
+
+    room_id: RoomId
+    membership: str
+    changed_at: int
+    last_position: int
+    notify: int
+    highlight: int
 
 
 class KnownRoom(NamedTuple):
@@ -410,25 +429,32 @@ async def list_receipts(tx: Transaction, after: Mapping[RoomId, int]) -> dict[Ro
     return found
 
 
-async def list_heroes(tx: Transaction, room_ids: Collection[RoomId], user_id: UserId) -> dict[RoomId, list[UserId]]:
-    """The first HERO_COUNT members of each room without the user. Spec: C-S API §Calculating the display name."""
+async def list_heroes(
+    tx: Transaction, room_ids: Collection[RoomId], user_id: UserId | None
+) -> dict[RoomId, list[UserId]]:
+    """The first HERO_COUNT members of each room without the user; for no user one more, so that any may be left out.
+
+    Spec: C-S API §Calculating the display name for a room.
+    """
     found: dict[RoomId, list[UserId]] = {room_id: [] for room_id in room_ids}
-    for row in await tx.fetch(_HEROES, list(room_ids), user_id, HERO_COUNT):
+    for row in await tx.fetch(_HEROES, list(room_ids), user_id or "", HERO_COUNT + (user_id is None)):
         found[row[0]].append(row[1])
     return found
 
 
-async def list_own_memberships(
-    tx: Transaction, user_id: UserId, room_ids: Collection[RoomId]
-) -> dict[RoomId, tuple[str, int]]:
-    """The user's current membership in each of the rooms, with the position that set it."""
-    rows = await tx.fetch(_OWN_MEMBERSHIPS, user_id, list(room_ids))
-    return {row[0]: (row[1], row[2]) for row in rows}
+async def list_own_rooms(tx: Transaction, user_id: UserId, room_ids: Collection[RoomId]) -> list[OwnRoom]:
+    """The rooms that exist here, with the user's current membership and the counters of the main timeline."""
+    return [OwnRoom(*row) for row in await tx.fetch(_OWN_ROOMS, user_id, list(room_ids))]
 
 
 async def list_joined_among(tx: Transaction, room_ids: Collection[RoomId], user_ids: Collection[UserId]) -> set[UserId]:
     """Those of the users who are joined to any of the rooms."""
     return {row[0] for row in await tx.fetch(_SHARED_ROOMS, list(room_ids), list(user_ids))}
+
+
+async def list_rooms_of_users(tx: Transaction, user_ids: Collection[UserId]) -> list[tuple[UserId, RoomId]]:
+    """(user, room) for each room of this shard that any of the users is joined to."""
+    return [(row[0], row[1]) for row in await tx.fetch(_ROOMS_OF_USERS, list(user_ids))]
 
 
 async def list_joined_users(tx: Transaction, room_ids: Collection[RoomId]) -> set[UserId]:

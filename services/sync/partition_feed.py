@@ -1,0 +1,168 @@
+"""Following partitions: their last contiguous heads, and every record into the tails exactly once.
+
+The channels lose, repeat and reorder; arithmetic on the dense positions finds it, and what is missing is read from
+PostgreSQL before the head moves on. So a head here never claims a record that the tails did not see.
+
+Spec: DESIGN.md sections 2 (2, 6) and 5.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable
+
+import structlog
+
+from services.sync import metrics
+from services.sync.room_tails import RoomTail, RoomTails
+from tessera.clock import Clock
+from tessera.fanout import Subscription
+from tessera.records import LogRecord, PartitionBatch
+from tessera.storage.database import DatabaseUnavailable
+from tessera.storage.records import list_records
+from tessera.storage.shards import RoomShards
+from tessera.storage.sync_reads import list_heads
+from tessera.sync_token import Point
+
+log = structlog.get_logger(__name__)
+
+MAX_REPAIRED_RECORDS = 2_000  # a longer hole empties the partition's tails instead
+RETRY_SECONDS = 1.0
+
+
+class PartitionFeed:
+    """The partitions that users here have rooms in.
+
+    `on_records` is told each record of a tail with its tail, before anybody is woken; `on_advance` the tails that
+    got records or lost them.
+    """
+
+    def __init__(
+        self,
+        shards: RoomShards,
+        tails: RoomTails,
+        clock: Clock,
+        on_record: Callable[[RoomTail, LogRecord], None],
+        on_advance: Callable[[Collection[RoomTail]], None],
+    ) -> None:
+        self.heads: dict[int, Point] = {}
+        self._shards = shards
+        self._tails = tails
+        self._clock = clock
+        self._on_record = on_record
+        self._on_advance = on_advance
+        self._subscription: Subscription | None = None
+        self._followed: set[int] = set()
+        self._following = asyncio.Lock()
+        self._early: dict[int, int] = {}  # partitions without a head yet: the last position heard of
+        self._holes: set[int] = set()
+        self._hole_found = asyncio.Event()
+
+    def attach(self, subscription: Subscription) -> None:
+        """Use this place on the fan-out; before anything else."""
+        self._subscription = subscription
+
+    async def follow(self, partitions: Collection[int]) -> None:
+        """Follow these partitions too; their heads are known when this returns.
+
+        Raises:
+            DatabaseUnavailable
+        """
+        if self.heads.keys() >= set(partitions):
+            return
+        async with self._following:
+            new = set(partitions) - self.heads.keys()
+            if not new:
+                return
+            assert self._subscription is not None
+            self._followed |= new
+            await self._subscription.follow_partitions(self._followed)
+            for partition, head in (await self._read_heads(new)).items():
+                self.heads[partition] = head
+                if self._early.pop(partition, 0) > head.position:
+                    self._find_hole(partition)
+
+    def on_batch(self, batch: PartitionBatch) -> None:
+        """Take a batch from the partition's channel."""
+        partition = batch.partition
+        head = self.heads.get(partition)
+        if head is None:
+            self._early[partition] = max(batch.last, self._early.get(partition, 0))
+            return
+        if batch.incarnation == head.incarnation and batch.first <= head.position + 1:
+            if batch.last > head.position:
+                self._advance(partition, batch.incarnation, batch.last, batch.records)
+            return
+        metrics.HOLES.inc()
+        self._find_hole(partition)
+
+    def on_reset(self) -> None:
+        """Hints may have been lost: compare all heads."""
+        for partition in self._followed:
+            self._find_hole(partition)
+
+    async def compare(self) -> None:
+        """Look whether PostgreSQL is ahead of what came over the channels, and make up for it."""
+        for partition, head in (await self._read_heads(self.heads.keys())).items():
+            if head > self.heads[partition]:
+                self._find_hole(partition)
+
+    async def run_repairs(self) -> None:
+        """Run for ever: read from PostgreSQL what the channels did not bring."""
+        while True:
+            await self._hole_found.wait()
+            self._hole_found.clear()
+            holes, self._holes = self._holes, set()
+            try:
+                await self.repair(holes)
+            except DatabaseUnavailable:
+                log.warning("missed records are not readable now", partitions=len(holes))
+                self._holes |= holes
+                self._hole_found.set()
+                await self._clock.sleep(RETRY_SECONDS)
+
+    async def repair(self, partitions: Collection[int]) -> None:
+        """Bring these partitions up to PostgreSQL's heads."""
+        for partition, head in (await self._read_heads(partitions)).items():
+            known = self.heads.get(partition)
+            if known is None or head <= known:
+                continue
+            missing = head.position - known.position
+            if head.incarnation != known.incarnation or missing > MAX_REPAIRED_RECORDS:
+                self._begin_anew(partition, head)
+                continue
+            async with self._shards.of_partition(partition).reading() as tx:
+                records = await list_records(tx, partition, known.position, head.position, MAX_REPAIRED_RECORDS)
+            if self.heads[partition].incarnation == head.incarnation:
+                self._advance(partition, head.incarnation, head.position, records)
+
+    def _advance(self, partition: int, incarnation: int, last: int, records: Iterable[LogRecord]) -> None:
+        known = self.heads[partition].position
+        touched: dict[RoomTail, None] = {}
+        for record in records:
+            if record.position <= known:
+                continue
+            tail = self._tails.append(record)
+            if tail is not None:
+                self._on_record(tail, record)
+                touched[tail] = None
+        self.heads[partition] = Point(incarnation, max(known, last))
+        if touched:
+            self._on_advance(touched.keys())
+
+    def _begin_anew(self, partition: int, head: Point) -> None:
+        self.heads[partition] = head
+        self._on_advance(self._tails.forget_partition(partition, head.position))
+
+    def _find_hole(self, partition: int) -> None:
+        self._holes.add(partition)
+        self._hole_found.set()
+
+    async def _read_heads(self, partitions: Collection[int]) -> dict[int, Point]:
+        groups: dict[str, list[int]] = {}
+        for partition in partitions:
+            groups.setdefault(self._shards.shard_of(partition), []).append(partition)
+        heads: dict[int, Point] = {}
+        for shard, group in groups.items():  # one query a shard
+            async with self._shards.databases[shard].reading() as tx:
+                heads |= await list_heads(tx, group)
+        # A partition that nobody has written to yet may have no row.
+        return {partition: heads.get(partition, Point(1, 0)) for partition in partitions}
