@@ -176,7 +176,7 @@ class ShardReader:
                 kept = self._shown(room, rows)
                 room.limited = len(kept) > limit or len(rows) >= scan
                 room.events = kept[len(kept) - limit :] if limit and len(kept) > limit else kept if limit else []
-                if room.is_fresh and room.planned.was_known:
+                if room.is_fresh and (room.planned.was_known or not room.planned.is_new):
                     room.limited = True
             # Few of many events were wanted: look further back for these rooms, once.
             pending = {
@@ -318,7 +318,8 @@ class ShardReader:
             event = receipt_event(receipts.get(room_id, ()))
             section["ephemeral"] = {"events": [event] if event is not None and self._wants_receipts(room_id) else []}
             section["account_data"] = {"events": []}
-            section["summary"] = _summary(room) if room.with_summary else {}
+            if room.with_summary:
+                section["summary"] = _summary(room)
             section.update(unread_fields(unread[room_id], by_thread=by_thread))
             if self._has_news(room_id, room, section):
                 join[room_id] = section
@@ -359,7 +360,7 @@ class ShardReader:
             or room.limited
             or state["events"]
             or section["ephemeral"]["events"]
-            or section["summary"]
+            or room.with_summary
         )
 
     def _wants_receipts(self, room_id: RoomId) -> bool:

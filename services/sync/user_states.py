@@ -55,6 +55,11 @@ class Poll:
         self.tails: set[RoomTail] = set()
         self._future: asyncio.Future[None] | None = None
 
+    @property
+    def is_parked(self) -> bool:
+        """Whether it waits at this moment."""
+        return self._future is not None
+
     def wake(self) -> None:
         """Something happened that may concern it."""
         self.is_woken = True
