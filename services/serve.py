@@ -190,15 +190,20 @@ async def run_services(settings: Settings, stores: Stores, clock: Clock) -> Asyn
         server_name=ServerName(settings.server_name),
         signing_key=signing_key,
         shards=shards,
-        command_bus=command_bus,
-        record_bus=record_bus,
+        commands=command_bus,
+        records=record_bus,
         fanout=fanout,
         clock=clock,
         ids=ids,
-        registry=registry,
     )
     sync = SyncService(
-        settings=settings, clock=clock, accounts=accounts, shards=shards, fanout=fanout, registry=registry
+        accounts,
+        shards,
+        fanout,
+        clock,
+        instance=int.from_bytes(ids.random_bytes(4), "big"),
+        presence_enabled=settings.presence.enabled,
+        forget_device=authenticator.forget_device,
     )
     steps: dict[str, Step] = {
         memberships.CONSUMER: memberships.MembershipStep(fanout, ServerName(settings.server_name)),

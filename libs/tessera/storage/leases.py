@@ -1,0 +1,167 @@
+"""Who writes which partition: leases for liveness, epochs for safety.
+
+A process keeps one row of `rooms.writers` alive; the leases name its owner. Taking a partition
+raises its epoch, which fences everybody who had it before, so that a lease taken too early
+costs a pause and never a wrong commit. All times are PostgreSQL's.
+
+Spec: none; DESIGN.md section 2, invariant 1.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import asyncpg
+import structlog
+
+from tessera.storage.database import Transaction
+
+log = structlog.get_logger(__name__)
+
+LEASE_SECONDS = 4.0
+LOCK_PATIENCE_MS = 1_000
+
+_REGISTER = """
+INSERT INTO rooms.writers (owner, name, lock_key, expires_at)
+VALUES ($1, $2, $3, clock_timestamp() + make_interval(secs => $4))
+ON CONFLICT (owner) DO UPDATE SET expires_at = excluded.expires_at
+"""
+
+_RENEW = "UPDATE rooms.writers SET expires_at = clock_timestamp() + make_interval(secs => $2) WHERE owner = $1"
+
+# What a session-level advisory lock of one bigint looks like in pg_locks.
+_LOCK_IS_HELD = """
+EXISTS (
+    SELECT 1 FROM pg_locks k
+    WHERE k.locktype = 'advisory' AND k.objsubid = 1 AND k.granted
+      AND k.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND (k.classid::bigint << 32) | k.objid::bigint = w.lock_key
+)
+"""
+
+# `l.epoch = p.epoch` is looked at again after waiting for p's lock: of two takers, the second takes nothing.
+_TAKE = f"""
+WITH free AS MATERIALIZED (
+    SELECT p.partition, p.clean
+    FROM rooms.partitions p
+    JOIN rooms.leases l ON l.partition = p.partition
+    LEFT JOIN rooms.writers w ON w.owner = l.owner
+    WHERE p.partition = ANY($2::integer[]) AND p.state = 'active' AND l.epoch = p.epoch
+      AND (l.owner = $1 OR w.owner IS NULL OR w.expires_at <= clock_timestamp()
+           OR (w.lock_key IS NOT NULL AND NOT {_LOCK_IS_HELD}))
+    ORDER BY p.partition
+    FOR UPDATE OF p
+), taken AS (
+    UPDATE rooms.partitions p SET epoch = p.epoch + 1, clean = false
+    FROM free WHERE p.partition = free.partition
+    RETURNING p.partition, p.epoch, p.incarnation, p.head, p.announced, p.topic_id, p.done_offset, free.clean
+), leased AS (
+    UPDATE rooms.leases l SET owner = $1, epoch = taken.epoch FROM taken WHERE l.partition = taken.partition
+)
+SELECT * FROM taken ORDER BY partition
+"""  # noqa: S608 -- constant text
+
+# A writer that holds a partition's row in an unfinished statement and is not us: its client is gone or stuck.
+_END_BLOCKERS = """
+SELECT count(pg_terminate_backend(a.pid)) FROM rooms.partitions p
+JOIN pg_stat_activity a ON a.backend_xid = p.xmax AND a.pid <> pg_backend_pid()
+WHERE p.partition = ANY($1::integer[])
+"""
+
+_OWNED = "SELECT partition, epoch FROM rooms.leases WHERE owner = $1"
+
+_RELEASE = """
+WITH released AS (
+    UPDATE rooms.leases l SET owner = '' FROM unnest($2::integer[], $3::bigint[]) mine (partition, epoch)
+    WHERE l.partition = mine.partition AND l.owner = $1 AND l.epoch = mine.epoch
+    RETURNING l.partition, l.epoch
+)
+UPDATE rooms.partitions p SET clean = true FROM released
+WHERE p.partition = released.partition AND p.epoch = released.epoch
+"""
+
+_HAND_OVER = """
+WITH heir AS (
+    SELECT owner FROM rooms.writers WHERE name = $4 AND owner <> $1 AND expires_at > clock_timestamp()
+    ORDER BY expires_at DESC LIMIT 1
+), given AS (
+    UPDATE rooms.leases l SET owner = heir.owner FROM heir
+    WHERE l.partition = $2 AND l.owner = $1 AND l.epoch = $3
+    RETURNING l.partition, l.epoch
+)
+UPDATE rooms.partitions p SET clean = true FROM given WHERE p.partition = given.partition AND p.epoch = given.epoch
+"""
+
+_DELETE_DEAD = "DELETE FROM rooms.writers WHERE owner = $1 OR expires_at < clock_timestamp() - interval '1 hour'"
+
+
+class TakenPartition(NamedTuple):
+    """A partition as its new owner finds it."""
+
+    partition: int
+    epoch: int
+    incarnation: int
+    head: int
+    announced: int
+    topic_id: str
+    done_offset: int
+    clean: bool  # whether the last owner gave it up in order
+
+
+async def register(tx: Transaction, owner: str, name: str, lock_key: int | None) -> None:
+    """Begin to be alive on this connection, which the process must keep.
+
+    Args:
+        owner: of this process alone (a name and a nonce).
+        name: by which partitions are handed over to it.
+        lock_key: of this process alone; None where the connection is no session of its own.
+    """
+    await tx.execute(f"SET lock_timeout = {LOCK_PATIENCE_MS}")
+    if lock_key is not None:
+        await tx.execute("SELECT pg_advisory_lock($1)", lock_key)
+    await tx.execute(_REGISTER, owner, name, lock_key, LEASE_SECONDS)
+
+
+async def unregister(tx: Transaction, owner: str, lock_key: int | None) -> None:
+    """Stop being alive; the leases must have been released."""
+    await tx.execute(_DELETE_DEAD, owner)
+    if lock_key is not None:
+        await tx.execute("SELECT pg_advisory_unlock($1)", lock_key)
+    await tx.execute("RESET lock_timeout")
+
+
+async def renew(tx: Transaction, owner: str) -> bool:
+    """Stay alive; False if the row is gone, and with it perhaps the partitions."""
+    return await tx.execute(_RENEW, owner, LEASE_SECONDS) != "UPDATE 0"
+
+
+async def take(tx: Transaction, owner: str, partitions: Sequence[int]) -> list[TakenPartition]:
+    """Take those of the partitions that nobody alive has, in one statement; each gets a new epoch.
+
+    A partition that `owner` itself has by its lease is taken anew (after a lost commit, or when it
+    was handed over). A backend that keeps such a row locked for a second is ended.
+
+    Args:
+        tx: the connection of `register`; not inside a transaction.
+    """
+    try:
+        rows = await tx.fetch(_TAKE, owner, list(partitions))
+    except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+        ended = await tx.fetchval(_END_BLOCKERS, list(partitions))
+        log.warning("ended backends that held partitions", count=ended)
+        rows = await tx.fetch(_TAKE, owner, list(partitions))
+    return [TakenPartition(*row) for row in rows]
+
+
+async def list_owned(tx: Transaction, owner: str) -> dict[int, int]:
+    """The epochs of the partitions that are leased to `owner`."""
+    return {row[0]: row[1] for row in await tx.fetch(_OWNED, owner)}
+
+
+async def release(tx: Transaction, owner: str, epochs: dict[int, int]) -> None:
+    """Give partitions up in order: all that was taken has been written."""
+    await tx.execute(_RELEASE, owner, list(epochs), list(epochs.values()))
+
+
+async def hand_over(tx: Transaction, owner: str, partition: int, epoch: int, name: str) -> bool:
+    """Give one partition to the living writer of that name; False if there is none (it is kept)."""
+    return await tx.execute(_HAND_OVER, owner, partition, epoch, name) == "UPDATE 1"

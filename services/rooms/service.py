@@ -1,0 +1,83 @@
+"""The room writer as a service: a writer for each shard, under one owner's name."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from matrixcore.identifiers import ServerName
+from matrixcore.signing import SigningKey
+from services.rooms.ownership import Owner
+from services.rooms.room_work import Signer
+from services.rooms.shard_writer import ShardWriter
+from tessera.bus import CommandBus, RecordBus
+from tessera.clock import Clock
+from tessera.fanout import Fanout
+from tessera.ids import IdSource
+from tessera.storage.shards import RoomShards
+
+HOT_ROOMS_BYTES = 64 << 20
+_LOCK_KEY_BITS = 63  # of a bigint, positive
+
+
+class RoomWriter:
+    """Owns partitions and appends to their rooms.
+
+    Args:
+        name: kept over restarts; partitions are handed over to it.
+        session_locks: whether a connection is a session of its own (not behind a transaction pooler): an advisory
+            lock then proves that a killed process is gone, and its partitions are taken at once.
+        hot_rooms_bytes: memory for rooms, about, over all shards.
+    """
+
+    def __init__(
+        self,
+        *,
+        server_name: ServerName,
+        signing_key: SigningKey,
+        shards: RoomShards,
+        commands: CommandBus,
+        records: RecordBus,
+        fanout: Fanout,
+        clock: Clock,
+        ids: IdSource,
+        name: str = "rooms",
+        session_locks: bool = True,
+        hot_rooms_bytes: int = HOT_ROOMS_BYTES,
+    ) -> None:
+        signer = Signer(server_name, signing_key, ids)
+        lock_key = int.from_bytes(ids.random_bytes(8), "big") >> (64 - _LOCK_KEY_BITS)
+        owner = Owner(name, f"{name}/{ids.token(9)}", lock_key if session_locks else None)
+        placed: dict[str, list[int]] = {shard: [] for shard in shards.names}
+        for partition in range(shards.partitions):
+            placed[shards.shard_of(partition)].append(partition)
+        self.writers = tuple(
+            ShardWriter(
+                shard,
+                shards.databases[shard],
+                partitions,
+                owner,
+                signer=signer,
+                commands=commands,
+                records=records,
+                fanout=fanout,
+                clock=clock,
+                hot_rooms_bytes=hot_rooms_bytes // len(placed),
+            )
+            for shard, partitions in placed.items()
+        )
+
+    async def run(self) -> None:
+        """Write until `stop`."""
+        async with asyncio.TaskGroup() as tasks:
+            for writer in self.writers:
+                tasks.create_task(writer.run())
+
+    async def wait_ready(self) -> None:
+        """Until the free partitions have been taken for the first time."""
+        for writer in self.writers:
+            await writer.ready.wait()
+
+    async def stop(self) -> None:
+        """Finish the batches, release the leases and end `run`."""
+        async with AsyncExitStack() as stack:
+            for writer in self.writers:
+                stack.push_async_callback(writer.stop)
