@@ -194,3 +194,7 @@ def _run(coroutine: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def _fail(error: BaseException) -> NoReturn:
     errors.print("[red]tessera:[/red]", escape(str(error)), soft_wrap=True)
     raise typer.Exit(FAILED)
+
+
+if __name__ == "__main__":
+    main()
