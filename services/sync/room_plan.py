@@ -29,6 +29,8 @@ class PlannedRoom:
     Attributes:
         is_new: sent as if the client had never seen it (whatever the token says of its partition).
         was_known: the client had the room before, so a new beginning of its timeline is limited.
+        moved_from: the position of the own membership that the client knows, where the log has a later one: a leave
+            in between that the log never got makes the room new.
         is_left: it goes to `leave`; its events end at the own leave.
         only_own_leave: the user was not joined before: nothing but the own member event is told.
     """
@@ -36,6 +38,7 @@ class PlannedRoom:
     room: UserRoom
     is_new: bool
     was_known: bool = False
+    moved_from: int | None = None
     is_left: bool = False
     only_own_leave: bool = False
 
@@ -84,6 +87,7 @@ def plan_incremental(rooms: Sequence[UserRoom], entries: Sequence[UserLogRow], i
         entries: of the user log, those after the token's u, oldest first.
     """
     moves = membership_moves(entries)
+    first_positions = positions_before(entries)
     plan = RoomPlan()
     for room in rooms:
         path = moves.get(room.room_id)
@@ -94,7 +98,7 @@ def plan_incremental(rooms: Sequence[UserRoom], entries: Sequence[UserLogRow], i
         before = path[0]
         if room.membership == JOIN:
             if all(membership == JOIN for membership in path):
-                plan.stays.append(PlannedRoom(room, is_new=False))
+                plan.stays.append(PlannedRoom(room, is_new=False, moved_from=first_positions[room.room_id]))
             else:
                 plan.entered.append(PlannedRoom(room, is_new=True, was_known=JOIN in path[:-1]))
         elif room.membership == INVITE:
@@ -123,6 +127,23 @@ def membership_moves(entries: Sequence[UserLogRow]) -> dict[RoomId, list[str | N
             path = moves[RoomId(entry.room_id)] = [body["prev_membership"]]
         path.append(body["membership"])
     return moves
+
+
+def positions_before(entries: Sequence[UserLogRow]) -> dict[RoomId, int | None]:
+    """Room -> the position of the user's membership before the first entry."""
+    positions: dict[RoomId, int | None] = {}
+    for entry in entries:
+        if entry.kind == UserLogKind.MEMBERSHIP and entry.body is not None and entry.room_id not in positions:
+            positions[RoomId(entry.room_id)] = orjson.loads(entry.body).get("prev_position")
+    return positions
+
+
+def is_interrupted(one: PlannedRoom, steps: Sequence[MembershipStep]) -> bool:
+    """Whether the user was away between the membership that the client knows and the present one."""
+    start = one.moved_from
+    return start is not None and any(
+        start < step.order.anchor < one.room.position and step.membership != JOIN for step in steps
+    )
 
 
 def end_of_stay(room: UserRoom, steps: Sequence[MembershipStep]) -> int | None:

@@ -9,7 +9,7 @@ Spec: C-S API §Syncing.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import orjson
 
@@ -19,7 +19,7 @@ from matrixcore.push_evaluation import PushEvaluator
 from matrixcore.visibility import Sight
 from services.sync.lazy_members import Seen, with_members
 from services.sync.rendering import EventRenderer, Json, display_name_of, has_text, receipt_event, unread_fields
-from services.sync.room_plan import PlannedRoom, end_of_stay
+from services.sync.room_plan import PlannedRoom, end_of_stay, is_interrupted
 from services.sync.sync_request import SyncRequest
 from tessera.event_serving import Reader
 from tessera.pagination_token import encode_page_token, point_before
@@ -144,6 +144,9 @@ class ShardReader:
         for room_id, row in rows.items():
             one = by_id[room_id]
             head = heads[row.partition]
+            if is_interrupted(one, row.steps):
+                one = replace(one, is_new=True, was_known=True)
+                known[room_id] = self._known(one)
             floor = known[room_id].floor if known[room_id].incarnation == head.incarnation else -1
             if one.only_own_leave:
                 floor = one.room.position - 1
@@ -157,7 +160,9 @@ class ShardReader:
         since = self._request.since
         point = None if one.is_new or since is None else since.positions.get(one.room.partition)
         floor = -1 if point is None else point.position
-        anyway = one.is_left or self._request.full_state or one.room.room_id in self._recount
+        anyway = (
+            one.is_left or one.moved_from is not None or self._request.full_state or one.room.room_id in self._recount
+        )
         return KnownRoom(-1 if anyway else floor, floor, 0 if point is None else point.incarnation)
 
     async def _read_timelines(self) -> None:

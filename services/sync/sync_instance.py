@@ -87,6 +87,7 @@ class SyncInstance:
         self._news = _News({})
         self._has_news = asyncio.Event()
         self._parked = 0
+        self._is_stopping = False
 
     async def start(self) -> None:
         """Take a place on the fan-out; before the first request."""
@@ -116,7 +117,8 @@ class SyncInstance:
             tasks.create_task(self._run_news())
 
     async def stop(self) -> None:
-        """Hear nothing more; waiting requests are answered as they are."""
+        """Hear nothing more; waiting requests are answered as they are, and new ones do not wait."""
+        self._is_stopping = True
         if self._subscription is not None:
             await self._subscription.close()
         for state in self.users.all():
@@ -149,7 +151,8 @@ class SyncInstance:
             poll.tails = set()
             answer = await self._compose(state, request, changed)
             remaining = deadline - self._clock.monotonic()
-            if not answer.is_empty or request.since is None or request.full_state or remaining <= 0:
+            is_due = remaining <= 0 or self._is_stopping
+            if not answer.is_empty or request.since is None or request.full_state or is_due:
                 return answer.encode(self.memory, request)
             # What was found to be nothing need not be looked at again.
             request = replace(request, since=answer.token)

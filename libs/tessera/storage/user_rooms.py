@@ -70,7 +70,8 @@ WITH input AS (
 ), newer AS (
     SELECT i.*,
            lead(i.ord) OVER same_room IS NULL AS is_last,
-           coalesce(lag(i.membership) OVER same_room, r.membership) AS prev_membership
+           coalesce(lag(i.membership) OVER same_room, r.membership) AS prev_membership,
+           coalesce(lag(i.position) OVER same_room, r.position) AS prev_position
     FROM input i LEFT JOIN accounts.user_rooms r ON r.user_id = i.user_id AND r.room_id = i.room_id
     WHERE r.user_id IS NULL OR (i.incarnation, i.position) > (r.incarnation, r.position)
     WINDOW same_room AS (PARTITION BY i.user_id, i.room_id ORDER BY i.incarnation, i.position)
@@ -85,7 +86,8 @@ WITH input AS (
 ), logged AS (
     INSERT INTO accounts.user_log (user_id, position, kind, room_id, body)
     SELECT user_id, log_position, $11, room_id,
-           body || convert_to(',"prev_membership":' || coalesce(to_json(prev_membership)::text, 'null') || '}', 'UTF8')
+           body || convert_to(',"prev_membership":' || coalesce(to_json(prev_membership)::text, 'null') ||
+                              ',"prev_position":' || coalesce(prev_position::text, 'null') || '}', 'UTF8')
     FROM placed
 ), applied AS (
     INSERT INTO accounts.user_rooms AS r (user_id, room_id, membership, event_id, sender, partition, incarnation,
@@ -141,8 +143,8 @@ async def apply_changes(tx: Transaction, changes: Sequence[MembershipChange]) ->
 
     Idempotent: what is not newer than the stored row is ignored. Several changes of one user in one
     room are logged one by one and leave the newest in the row. The body of an entry is the JSON
-    object {membership, event_id, sender, partition, incarnation, position, state?, prev_membership},
-    where prev_membership is null if the user had none.
+    object {membership, event_id, sender, partition, incarnation, position, state?, prev_membership, prev_position},
+    where the last two are null if the user had none.
 
     Must run in READ COMMITTED.
 

@@ -54,6 +54,7 @@ async def test_a_change_sets_the_row_and_tells_the_log(accounts: Database) -> No
         "position": 5,
         "state": [{"type": "m.room.create"}],
         "prev_membership": None,
+        "prev_position": None,
     }
 
 

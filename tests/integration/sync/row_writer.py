@@ -11,9 +11,10 @@ from typing import Any
 import orjson
 
 from matrixcore.event_building import build_event
-from matrixcore.events import Event, client_form
+from matrixcore.events import Event, client_form, load_event
 from matrixcore.identifiers import EventId, RoomId, ServerName, UserId
 from matrixcore.push_evaluation import default_outcome
+from matrixcore.redaction import redact
 from matrixcore.relations import parse_relation, thread_root
 from matrixcore.room_versions import ROOM_VERSIONS
 from matrixcore.signing import SigningKey
@@ -22,10 +23,12 @@ from tessera.records import (
     Counters,
     EventBody,
     LogRecord,
+    OrderKey,
     PartitionBatch,
     Receipt,
     ReceiptsBody,
     RecordKind,
+    RedactionBody,
     encode_body,
 )
 from tessera.storage.shards import RoomShards
@@ -156,6 +159,34 @@ class RowWriter:
         record = LogRecord(1, room.partition, position, room_id, room.last_position, RecordKind.RECEIPTS, body)
         await self._insert_record(room, record, None, encode_body(body))
         return self._finish(room, record)
+
+    async def redact(self, room_id: RoomId, sender: UserId, target: LogRecord) -> PartitionBatch:
+        """A redaction and its effect, in one batch of two records."""
+        room = self.rooms[room_id]
+        first = await self.send(room_id, sender, "m.room.redaction", {"redacts": target.event.event_id})
+        redaction_id = first.records[0].event.event_id
+        database = self._shards.of_room(room_id)
+        pdu = await database.fetchval(
+            "SELECT pdu FROM rooms.events WHERE room_id = $1 AND event_id = $2", room_id, target.event.event_id
+        )
+        redacted = load_event(orjson.dumps(redact(orjson.loads(pdu), RULES)), target.event.event_id, RULES)
+        await database.execute(
+            "UPDATE rooms.events SET pdu = $3, redacted_by = $4, relates_to = NULL, rel_type = NULL"
+            " WHERE room_id = $1 AND event_id = $2",
+            room_id,
+            redacted.event_id,
+            redacted.pdu,
+            redaction_id,
+        )
+        await database.execute(
+            "DELETE FROM rooms.mentions WHERE room_id = $1 AND anchor = $2", room_id, target.position
+        )
+        body = RedactionBody(redacted.event_id, redaction_id, client_form(redacted), OrderKey(target.position))
+        position = self._next(room.partition)
+        record = LogRecord(1, room.partition, position, room_id, room.last_position, RecordKind.REDACTION_APPLIED, body)
+        await self._insert_record(room, record, None, encode_body(body))
+        self._finish(room, record)
+        return PartitionBatch(1, room.partition, position - 1, position, (*first.records, record))
 
     def _record(
         self, room: WrittenRoom, event: Event, position: int, device: str | None, txn_id: str | None

@@ -253,6 +253,19 @@ async def test_a_leave_that_is_projected_late_still_cuts(world: World) -> None:
     assert bodies((await bob.sync())["rooms"]["leave"][room_id]) == []
 
 
+async def test_a_leave_that_the_log_never_got_still_counts(world: World) -> None:
+    room_id = await world.room(ALICE, BOB)
+    bob = world.client(BOB)
+    await bob.sync()
+    away = [await world.writer.member(room_id, BOB, "leave"), await world.writer.message(room_id, ALICE, "away")]
+    await world.publish(*away, project=False)
+    assert bodies(joined(await bob.sync(), room_id)) == ["m.room.member"]
+    await world.member(room_id, BOB, "join")
+    section = joined(await bob.sync(), room_id)
+    assert section["timeline"]["limited"] is True
+    assert "away" in bodies(section)
+
+
 async def test_rejoined_room_comes_as_new(world: World) -> None:
     room_id = await world.room(ALICE, BOB)
     bob = world.client(BOB)
