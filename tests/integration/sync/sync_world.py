@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import orjson
-from row_writer import SERVER, RowWriter, changes_of
+from room_writing import SERVER, WriterInHand, changes_of, running_writer
 from starlette.requests import Request
 
 from matrixcore.identifiers import EventId, RoomId, UserId
@@ -75,12 +75,12 @@ class SyncClient:
 class World:
     """One database, one fan-out, one or more sync services."""
 
-    def __init__(self, accounts: Database, shards: RoomShards) -> None:
+    def __init__(self, accounts: Database, shards: RoomShards, writer: WriterInHand) -> None:
         self.accounts = accounts
         self.shards = shards
         self.fanout = LocalFanout()
         self.clock = SystemClock()
-        self.writer = RowWriter(shards, self.clock)
+        self.writer = writer
         self.tokens = Tokens()
         self.services: list[SyncService] = []
         self.https: list[httpx.AsyncClient] = []
@@ -179,8 +179,20 @@ class World:
 
 @asynccontextmanager
 async def running_world(accounts: Database, shards: RoomShards, services: int = 1) -> AsyncIterator[World]:
-    """A world whose services run."""
-    world = World(accounts, shards)
+    """A world whose services and room writer run."""
+    async with (
+        running_writer(shards, SystemClock()) as writer,
+        running_services(accounts, shards, writer, services) as world,
+    ):
+        yield world
+
+
+@asynccontextmanager
+async def running_services(
+    accounts: Database, shards: RoomShards, writer: WriterInHand, services: int = 1
+) -> AsyncIterator[World]:
+    """A world whose services run, beside a writer that does."""
+    world = World(accounts, shards, writer)
     tasks = []
     for _ in range(services):
         service = await world.add_service()

@@ -1,8 +1,10 @@
 """What processes hear or miss: holes, repeats, tokens of others, restarts. Spec: DESIGN.md sections 2 and 5."""
 
-from sync_world import ALICE, BOB, World, running_world
+from room_writing import running_writer
+from sync_world import ALICE, BOB, World, running_services, running_world
 from test_sync import bodies, joined, wait_parked
 
+from tessera.clock import SystemClock
 from tessera.storage.database import Database
 from tessera.storage.shards import RoomShards
 
@@ -78,19 +80,19 @@ async def test_a_token_ahead_of_the_process_loses_nothing(accounts: Database, sh
 
 
 async def test_tokens_survive_a_restart(accounts: Database, shards: RoomShards) -> None:
-    async with running_world(accounts, shards) as world:
-        room_id = await world.room(ALICE, BOB)
-        bob = world.client(BOB)
-        await bob.sync()
-        await world.say(room_id, ALICE, "while away")
-        token, writer = bob.since, world.writer
-    async with running_world(accounts, shards) as world:
-        world.writer = writer
-        bob = world.client(BOB)
-        bob.since = token
-        section = joined(await bob.sync(), room_id)
-        assert bodies(section) == ["while away"]
-        assert section["timeline"]["limited"] is False
+    async with running_writer(shards, SystemClock()) as writer:
+        async with running_services(accounts, shards, writer) as world:
+            room_id = await world.room(ALICE, BOB)
+            bob = world.client(BOB)
+            await bob.sync()
+            await world.say(room_id, ALICE, "while away")
+            token = bob.since
+        async with running_services(accounts, shards, writer) as world:
+            bob = world.client(BOB)
+            bob.since = token
+            section = joined(await bob.sync(), room_id)
+            assert bodies(section) == ["while away"]
+            assert section["timeline"]["limited"] is False
 
 
 async def test_another_incarnation_is_limited(world: World, accounts: Database) -> None:
@@ -101,7 +103,7 @@ async def test_another_incarnation_is_limited(world: World, accounts: Database) 
     await world.services[0].instance.feed.compare()
     section = joined(await bob.sync(timeout=5_000), room_id)
     assert section["timeline"]["limited"] is True
-    assert {event["type"] for event in section["timeline"]["events"]} == {"m.room.create", "m.room.member"}
+    assert {event["type"] for event in section["timeline"]["events"]} >= {"m.room.create", "m.room.member"}
 
 
 async def test_an_initial_sync_of_many_rooms_takes_few_statements(world: World, accounts: Database) -> None:
