@@ -93,7 +93,7 @@ class LiveAnswers:
         # Everything that this answer covers is fixed here, before anything is waited for.
         covered = SyncToken(
             positions,
-            state.log_head,
+            max(state.log_head, since.user),
             since.to_device,
             max(since.devices, self._devices.head),
             since.instance,

@@ -54,6 +54,7 @@ class PartitionFeed:
         self._following = asyncio.Lock()
         self._early: dict[int, int] = {}  # partitions without a head yet: the last position heard of
         self._holes: set[int] = set()
+        self._in_doubt: set[int] = set()
         self._hole_found = asyncio.Event()
 
     def attach(self, subscription: Subscription) -> None:
@@ -96,8 +97,14 @@ class PartitionFeed:
 
     def on_reset(self) -> None:
         """Hints may have been lost: compare all heads."""
+        self._in_doubt |= self.heads.keys()
         for partition in self._followed:
             self._find_hole(partition)
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether heads must be read again, after a reset, before anything is answered from memory."""
+        return bool(self._in_doubt)
 
     async def compare(self) -> None:
         """Look whether PostgreSQL is ahead of what came over the channels, and make up for it."""
@@ -124,15 +131,18 @@ class PartitionFeed:
         for partition, head in (await self._read_heads(partitions)).items():
             known = self.heads.get(partition)
             if known is None or head <= known:
+                self._in_doubt.discard(partition)
                 continue
             missing = head.position - known.position
             if head.incarnation != known.incarnation or missing > MAX_REPAIRED_RECORDS:
                 self._begin_anew(partition, head)
+                self._in_doubt.discard(partition)
                 continue
             async with self._shards.of_partition(partition).reading() as tx:
                 records = await list_records(tx, partition, known.position, head.position, MAX_REPAIRED_RECORDS)
             if self.heads[partition].incarnation == head.incarnation:
                 self._advance(partition, head.incarnation, head.position, records)
+            self._in_doubt.discard(partition)
 
     def _advance(self, partition: int, incarnation: int, last: int, records: Iterable[LogRecord]) -> None:
         known = self.heads[partition].position

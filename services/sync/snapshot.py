@@ -28,7 +28,7 @@ from services.sync.rendering import (
     typing_event,
     without_empty,
 )
-from services.sync.room_plan import PlannedRoom, RoomPlan, entries_by_kind, plan_incremental, plan_initial
+from services.sync.room_plan import JOIN, PlannedRoom, RoomPlan, entries_by_kind, plan_incremental, plan_initial
 from services.sync.room_sections import ShardReader, ShardSections, UserView
 from services.sync.sync_request import SyncRequest
 from tessera.clock import Clock
@@ -86,6 +86,7 @@ class AccountView:
     view: UserView
     recount: set[RoomId]
     told_rules: bool
+    joined: list[RoomId]  # all of them, whatever the filter says of rooms
     positions: list[ReadPosition]
     presence: list[Json] = field(default_factory=list)
 
@@ -143,6 +144,7 @@ class Snapshots:
                 entries = await user_log.list_after(tx, user_id, since.user, overview.log_head, MAX_LOG_ENTRIES + 1)
             ignored = parse_ignored(overview.ignored_list)
             wanted = request.filter.room
+            joined = [room.room_id for room in rooms if room.membership == JOIN]
             rooms = [room for room in rooms if wanted.allows_room(room.room_id)]
             if since is None or len(entries) > MAX_LOG_ENTRIES:
                 plan = plan_initial(rooms, include_leave=wanted.include_leave, ignored=ignored)
@@ -162,7 +164,7 @@ class Snapshots:
         view = UserView(ignored, read_points(positions), own_evaluator(user_id, overview.push_rules))
         told_rules = is_initial or bool(kinds.get(UserLogKind.PUSH_RULES))
         return AccountView(
-            overview, ignored, rooms, entries, data, plan, view, recount, told_rules, positions, presence
+            overview, ignored, rooms, entries, data, plan, view, recount, told_rules, joined, positions, presence
         )
 
     async def _read_data(
@@ -211,10 +213,9 @@ class Snapshots:
             partition = self.shards.partition_of(one.room.room_id)
             groups.setdefault(self.shards.shard_of(partition), []).append(one)
         partitions: dict[str, set[int]] = {}
-        for room in view.rooms:
-            if room.membership == "join":
-                partition = self.shards.partition_of(room.room_id)
-                partitions.setdefault(self.shards.shard_of(partition), set()).add(partition)
+        for room_id in view.joined:
+            partition = self.shards.partition_of(room_id)
+            partitions.setdefault(self.shards.shard_of(partition), set()).add(partition)
 
         async def read(shard: str) -> ShardSections:
             planned = groups.get(shard, [])
@@ -296,9 +297,8 @@ class Snapshots:
             return set(), set()
         came = set().union(*(shard.came for shard in sections)) if sections else set()
         went = set().union(*(shard.went for shard in sections)) if sections else set()
-        joined = [room.room_id for room in view.rooms if room.membership == "join"]
         return await self.find_device_lists(
-            request.user_id, request.since.devices, view.overview.devices_head, joined, came, went
+            request.user_id, request.since.devices, view.overview.devices_head, view.joined, came, went
         )
 
     async def find_device_lists(

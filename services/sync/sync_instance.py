@@ -166,11 +166,14 @@ class SyncInstance:
     async def _compose(
         self, state: UserState, request: SyncRequest, changed: Collection[RoomTail] | None
     ) -> SyncAnswer:
+        if request.since is not None and request.since.user > state.log_head:
+            state.heard_head = max(state.heard_head, request.since.user)
         # A key that is committed and heard of comes before the event that it opens.
         if state.heard_head > state.log_head:
             await self.users.catch_up(state)
             changed = None
-        answer = await self._live.compose(state, request, changed)
+        # After a reset nobody knows what was missed until the heads are read again.
+        answer = None if self.feed.is_in_doubt else await self._live.compose(state, request, changed)
         if answer is not None:
             metrics.ANSWERS.labels("memory").inc()
             return answer

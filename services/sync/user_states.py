@@ -297,9 +297,10 @@ class UserStates:
                 rooms = await user_rooms.list_rooms(tx, user_id, ["join"])
             state.log_head = state.log_floor = overview.log_head
             state.heard_head = max(state.heard_head, overview.log_head)
-            state.device_floor, state.presence_floor = self.devices_head, self.presence_count
             self._take_settings(state, overview)
             await self._enter(state, [room.room_id for room in rooms])
+            # Now that the state is among its rooms' users, it is told everything that comes above.
+            state.device_floor, state.presence_floor = self.devices_head, self.presence_count
         except BaseException:
             self._forget(state)
             raise

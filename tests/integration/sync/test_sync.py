@@ -385,6 +385,137 @@ async def test_threads_count_apart_when_asked_for(world: World) -> None:
     assert section["unread_thread_notifications"] == {root: {"highlight_count": 1, "notification_count": 1}}
 
 
+async def test_presence_of_those_around(world: World) -> None:
+    await world.room(ALICE, BOB)
+    bob, carol = world.client(BOB), world.client(CAROL)
+    await bob.sync()
+    await carol.sync()
+    await bob.sync()  # the own presence
+    waiting = await wait_parked(world, bob)
+    await world.client(ALICE).sync()
+    (event,) = (await waiting)["presence"]["events"]
+    assert (event["sender"], event["content"]["presence"]) == (ALICE, "online")
+    assert event["content"]["currently_active"] is True
+    fresh = await world.client(BOB, "other").sync(set_presence="offline")
+    assert {event["sender"] for event in fresh["presence"]["events"]} == {ALICE, BOB}
+    assert "presence" not in await bob.sync()
+    answer = await carol.sync()
+    assert {event["sender"] for event in answer.get("presence", {}).get("events", [])} <= {CAROL}
+
+
+async def test_filters(world: World) -> None:
+    room_id, other = await world.room(ALICE, BOB), await world.room(ALICE, BOB)
+    bob = world.client(BOB)
+    await bob.sync()
+    token = bob.since
+    await world.say(room_id, ALICE, "one", url="mxc://here.org/1")
+    await world.state(room_id, ALICE, "m.room.topic", {"topic": "t"})
+    await world.say(room_id, BOB, "two")
+    await world.say(other, ALICE, "elsewhere")
+
+    async def ask(**wanted: Any) -> dict[str, Any]:
+        answer = await bob.sync(since=token, filter=wanted)
+        return {room: bodies(section) for room, section in answer.get("rooms", {}).get("join", {}).items()}
+
+    assert await ask(room={"rooms": [other]}) == {other: ["elsewhere"]}
+    assert await ask(room={"not_rooms": [other]}) == {room_id: ["one", "m.room.topic", "two"]}
+    topicless = await ask(room={"not_rooms": [other], "timeline": {"types": ["m.room.message"]}})
+    assert topicless == {room_id: ["one", "two"]}
+    assert (await ask(room={"timeline": {"senders": [BOB]}}))[room_id] == ["two"]
+    assert (await ask(room={"timeline": {"contains_url": True}}))[room_id] == ["one"]
+    assert (await ask(room={"timeline": {"limit": 1, "types": ["m.room.message"]}}))[room_id] == ["two"]
+    fields = {"event_fields": ["content.body"], "room": {"rooms": [other]}}
+    answer = await bob.sync(since=token, filter=fields)
+    assert joined(answer, other)["timeline"]["events"] == [{"content": {"body": "elsewhere"}}]
+    # A state event that the timeline leaves out is not lost.
+    answer = await bob.sync(since=token, filter={"room": {"timeline": {"not_types": ["m.room.topic"]}}})
+    assert [event["type"] for event in joined(answer, room_id)["state"]["events"]] == ["m.room.topic"]
+
+
+async def test_full_state(world: World) -> None:
+    room_id = await world.room(ALICE, BOB, name="n")
+    bob = world.client(BOB)
+    await bob.sync()
+    section = joined(await bob.sync(full_state="true", timeout=20_000), room_id)
+    assert section["timeline"]["events"] == []
+    assert ("m.room.name", "") in {(event["type"], event["state_key"]) for event in section["state"]["events"]}
+
+
+async def test_redaction_of_what_the_client_has(world: World) -> None:
+    room_id = await world.room(ALICE, BOB)
+    batch = await world.writer.message(room_id, ALICE, "oops")
+    await world.publish(batch)
+    bob = world.client(BOB)
+    assert joined(await bob.sync(), room_id)["unread_notifications"]["notification_count"] == 1
+    waiting = await wait_parked(world, bob)
+    await world.publish(await world.writer.redact(room_id, ALICE, batch.records[0]))
+    section = joined(await waiting, room_id)
+    (event,) = section["timeline"]["events"]
+    assert (event["type"], event["redacts"]) == ("m.room.redaction", batch.records[0].event.event_id)
+    assert section["unread_notifications"]["notification_count"] == 0
+    target = joined(await world.client(BOB).sync(), room_id)["timeline"]["events"][-2]
+    assert target["content"] == {}
+    assert target["unsigned"]["redacted_because"]["event_id"] == event["event_id"]
+
+
+async def test_relations_are_bundled_in_limited_timelines(world: World) -> None:
+    room_id = await world.room(ALICE, BOB)
+    event_id = await world.say(room_id, ALICE, "typo")
+    edit = {"m.new_content": {"msgtype": "m.text", "body": "type"}}
+    relation = {"m.relates_to": {"rel_type": "m.replace", "event_id": event_id}}
+    await world.say(room_id, ALICE, "* type", **edit, **relation)
+    await world.say(room_id, BOB, "reply", **{"m.relates_to": {"rel_type": "m.thread", "event_id": event_id}})
+    events = joined(await world.client(BOB).sync(), room_id)["timeline"]["events"]
+    (original,) = [event for event in events if event["event_id"] == event_id]
+    bundle = original["unsigned"]["m.relations"]
+    assert bundle["m.replace"]["content"]["body"] == "* type"
+    assert (bundle["m.thread"]["count"], bundle["m.thread"]["current_user_participated"]) == (1, True)
+
+
+async def test_an_event_never_comes_before_its_key(world: World) -> None:
+    room_id = await world.room(ALICE, BOB)
+    bob = world.client(BOB, "B1")
+    await bob.sync()
+    waiting = await wait_parked(world, bob)
+    batch = await world.writer.message(room_id, ALICE, "encrypted")
+    # The key is committed and heard of, but the log is not read yet when the event comes.
+    await world.send_to_device(ALICE, BOB, "B1", {"key": 1})
+    await world.publish(batch, project=False)
+    answer = await waiting
+    assert "to_device" in answer
+
+
+async def test_mentions_highlight(world: World) -> None:
+    room_id = await world.room(ALICE, BOB)
+    bob = world.client(BOB)
+    await bob.sync()
+    for _ in range(2):  # counted from PostgreSQL, then on from memory
+        await world.say(room_id, ALICE, "you", **{"m.mentions": {"user_ids": [BOB]}})
+        counts = joined(await bob.sync(), room_id)["unread_notifications"]
+    assert counts == {"highlight_count": 2, "notification_count": 2}
+    assert joined(await world.client(BOB).sync(), room_id)["unread_notifications"] == counts
+    await world.say(room_id, BOB, "here I am")
+    counts = joined(await bob.sync(), room_id)["unread_notifications"]
+    assert counts == {"highlight_count": 0, "notification_count": 0}
+
+
+async def test_a_muted_room_does_not_count(world: World) -> None:
+    room_id = await world.room(ALICE, BOB)
+    bob = world.client(BOB)
+    await bob.sync()
+    stored = {"own": {"override": [mute_rule(room_id)]}, "changes": {}}
+    await world.set_rules(BOB, stored)
+    await bob.sync()
+    await world.say(room_id, ALICE, "x")
+    assert joined(await bob.sync(), room_id)["unread_notifications"]["notification_count"] == 0
+    assert joined(await world.client(BOB).sync(), room_id)["unread_notifications"]["notification_count"] == 0
+
+
+def mute_rule(room_id: RoomId) -> dict[str, Any]:
+    condition = {"kind": "event_match", "key": "room_id", "pattern": room_id}
+    return {"rule_id": room_id, "actions": [], "enabled": True, "conditions": [condition]}
+
+
 async def test_a_logout_ends_the_parked_sync(world: World) -> None:
     bob = world.client(BOB, "B1")
     await bob.sync()
