@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 import pytest
 from nio import (
     AsyncClient,
@@ -45,7 +46,10 @@ class Person:
     async def sync_for_ever(self) -> None:
         """Long-poll as a client does: through server restarts, from the last token it got."""
         while True:
-            response = await self.client.sync(timeout=5_000, since=self.client.next_batch)
+            try:
+                response: Any = await self.client.sync(timeout=5_000, since=self.client.next_batch)
+            except (OSError, TimeoutError, aiohttp.ClientError):
+                response = None  # the server is being killed
             if not isinstance(response, SyncResponse):
                 await asyncio.sleep(0.1)
                 continue
