@@ -14,7 +14,7 @@ from immutables import Map
 
 from matrixcore.identifiers import RoomId, UserId
 
-MAX_TOKENS = 10_000
+MAX_TOKENS = 4_000
 MAX_MEMBERS_PER_ROOM = 200  # above it a room's memory begins anew
 MAX_ROOMS_PER_TOKEN = 500
 

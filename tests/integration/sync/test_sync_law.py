@@ -61,13 +61,12 @@ class ModelClient:
     def apply(self, answer: dict[str, Any], positions: dict[str, dict[str, int]]) -> None:
         """Take an answer."""
         rooms = answer.get("rooms", {})
-        for room_id in rooms.get("invite", {}):
+        for room_id in rooms.get("invite", {}):  # where the user was joined before, it ended in between
+            self._drop(room_id)
             self.invites.add(room_id)
         for room_id, section in rooms.get("leave", {}).items():
-            self.invites.discard(room_id)
             self._check_order(room_id, section, positions[room_id])
-            for known in (self.states, self.unread, self.summaries, self.seen):
-                known.pop(room_id, None)
+            self._drop(room_id)
         for room_id, section in rooms.get("join", {}).items():
             self.invites.discard(room_id)
             self._check_order(room_id, section, positions[room_id])
@@ -81,6 +80,11 @@ class ModelClient:
                 self.unread[room_id] = section["unread_notifications"]
             self.summaries.setdefault(room_id, {}).update(section.get("summary", {}))
         self.since = answer["next_batch"]
+
+    def _drop(self, room_id: str) -> None:
+        self.invites.discard(room_id)
+        for known in (self.states, self.unread, self.summaries, self.seen):
+            known.pop(room_id, None)
 
     def _check_order(self, room_id: str, section: dict[str, Any], positions: dict[str, int]) -> None:
         order = [positions[event["event_id"]] for event in section["timeline"]["events"]]
