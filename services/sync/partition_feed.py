@@ -120,8 +120,9 @@ class PartitionFeed:
             holes, self._holes = self._holes, set()
             try:
                 await self.repair(holes)
-            except DatabaseUnavailable:
-                log.warning("missed records are not readable now", partitions=len(holes))
+            except Exception as error:  # the holes stay until they are mended, whatever it was
+                known = isinstance(error, DatabaseUnavailable)
+                log.warning("missed records are not readable now", partitions=len(holes), exc_info=not known)
                 self._holes |= holes
                 self._hole_found.set()
                 await self._clock.sleep(RETRY_SECONDS)

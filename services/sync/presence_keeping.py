@@ -62,7 +62,10 @@ class PresenceKeeper:
         """Run for ever: users who no longer ask go offline."""
         while self._enabled:
             await self._clock.sleep(SWEEP_SECONDS)
-            await self.sweep()
+            try:
+                await self.sweep()
+            except Exception:  # presence is never worth the service
+                log.warning("presence not swept", exc_info=True)
 
     async def sweep(self) -> None:
         """Set those offline whose clients have been silent for too long."""

@@ -243,8 +243,8 @@ class SyncInstance:
                 await self.users.compare()
                 self._news.devices = True
                 self._has_news.set()
-            except DatabaseUnavailable:
-                log.warning("heads are not readable now")
+            except Exception as error:  # compared again in a while, whatever it was
+                log.warning("heads are not readable now", exc_info=not isinstance(error, DatabaseUnavailable))
 
     async def _run_typing(self) -> None:
         while True:
@@ -260,8 +260,8 @@ class SyncInstance:
             news, self._news = self._news, _News({})
             try:
                 await self.tell(news.presences, with_devices=news.devices)
-            except DatabaseUnavailable:
-                log.warning("news cannot be told now")
+            except Exception as error:  # kept and told later, whatever it was
+                log.warning("news cannot be told now", exc_info=not isinstance(error, DatabaseUnavailable))
                 self._news.devices |= news.devices
                 self._news.presences = {**news.presences, **self._news.presences}
                 self._has_news.set()

@@ -247,6 +247,10 @@ class UserStates:
                 self._behind |= behind
                 self._is_behind.set()
                 await self._clock.sleep(RETRY_SECONDS)
+            except Exception:  # one user's data must not end everybody's service
+                log.exception("user logs not applied", users=len(behind))
+                for state in behind:  # each request tries for itself, and says what it meets
+                    state.wake()
 
     async def catch_up(self, state: UserState) -> None:
         """Apply what is new in a user's log.
