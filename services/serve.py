@@ -17,6 +17,7 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import APIRouter
+from prometheus_client import CollectorRegistry
 from starlette.routing import BaseRoute
 
 from matrixcore.identifiers import ServerName
@@ -45,7 +46,7 @@ from tessera.storage.migrations import Tree, migrate
 from tessera.storage.outcomes import ShardOutcomes
 from tessera.storage.placement import settle_placement
 from tessera.storage.shards import RoomShards
-from tessera.telemetry import RequestMetrics, make_registry, observability_routes
+from tessera.telemetry import RequestMetrics, observability_routes
 from tessera.token_authenticator import TokenAuthenticator
 
 DRAIN_SECONDS = 10
@@ -160,7 +161,7 @@ async def _settle_shards(settings: Settings, accounts: Database, databases: dict
 async def run_services(settings: Settings, stores: Stores, clock: Clock) -> AsyncIterator[Services]:
     """Start every service, and stop them in order at the end; one that fails ends the block with its exception."""
     ids = IdSource()
-    registry = make_registry()
+    registry = CollectorRegistry()
     fanout = LocalFanout()
     command_bus, record_bus = LocalCommandBus(ids.token()), LocalRecordBus()
     accounts, shards = stores.accounts, stores.shards

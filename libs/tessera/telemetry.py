@@ -4,9 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.gc_collector import GCCollector
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -24,14 +23,6 @@ COMMIT_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128
 
 ReadinessCheck = Callable[[], Awaitable[None]]
 """Returns if a dependency answers, raises otherwise; the exception's text goes into the log alone."""
-
-
-def make_registry() -> CollectorRegistry:
-    """A registry with the process's own figures. One for a process; metrics take it as `registry=`."""
-    registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
-    GCCollector(registry=registry)
-    return registry
 
 
 class RequestMetrics:
@@ -81,7 +72,8 @@ def observability_routes(registry: CollectorRegistry, readiness: Mapping[str, Re
         return json_reply({"ready": all(verdicts), "checks": checks}, 200 if all(verdicts) else 503)
 
     async def metrics(_request: Request) -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        # The process's own figures and those of modules are in the library's default registry.
+        return Response(generate_latest(registry) + generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
     return [
         Route("/health", health, methods=["GET"]),
