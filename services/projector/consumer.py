@@ -1,11 +1,14 @@
 """The loop around a step that consumes room.log: read, step, cursor.
 
 The records of a partition come in order, at least once; what the topic no longer has is read from
-PostgreSQL. The cursor moves in the transaction of the step's effect.
+PostgreSQL. The cursor moves in the transaction of the step's effect; past records that mean
+nothing to the step it moves in memory, and is written now and then, so that a plain message
+costs the account store nothing.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
@@ -25,6 +28,7 @@ log = structlog.get_logger(__name__)
 BATCH = 500  # records in one step
 ATTEMPTS = 3  # of a step, before its rooms are tried one by one
 PAUSE_SECONDS = 1.0
+CURSOR_SECONDS = 5.0  # how long a cursor may lag behind in PostgreSQL
 MAX_POSITION = (1 << 63) - 1
 
 AfterCommit = Callable[[], Awaitable[None]]
@@ -32,6 +36,9 @@ AfterCommit = Callable[[], Awaitable[None]]
 
 class Step(Protocol):
     """What a consumer does with records."""
+
+    def concerns(self, record: LogRecord) -> bool:
+        """Whether the step has anything to do for a record."""
 
     async def prepare(self, records: Sequence[LogRecord]) -> object:
         """Read what other stores have to say, before the transaction."""
@@ -54,9 +61,31 @@ class RecordConsumer:
     accounts: Database
     shards: RoomShards
     clock: Clock
+    _unwritten: dict[int, Cursor] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Run for ever; a store or a topic that is away is waited for."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._run())
+            tasks.create_task(self._write_cursors_for_ever())
+
+    async def write_cursors(self) -> None:
+        """Write the cursors that have moved in memory alone."""
+        if not self._unwritten:
+            return
+        moved, self._unwritten = self._unwritten, {}
+        async with self.accounts.transaction() as tx:
+            await consumer_cursors.move_cursors(tx, self.name, moved)
+
+    async def _write_cursors_for_ever(self) -> None:
+        while True:
+            await self.clock.sleep(CURSOR_SECONDS)
+            try:
+                await self.write_cursors()
+            except DatabaseUnavailable as error:
+                log.warning("cursors not written", consumer=self.name, error=str(error))
+
+    async def _run(self) -> None:
         while True:
             try:
                 await self._follow()
@@ -70,6 +99,7 @@ class RecordConsumer:
             cursors = await consumer_cursors.list_cursors(tx, self.name)
         for partition in range(self.shards.partitions):
             await self._catch_up(partition, cursors.get(partition, BEGINNING), MAX_POSITION)
+        await self.write_cursors()
 
     async def _follow(self) -> None:
         async with self.accounts.reading() as tx:
@@ -110,6 +140,11 @@ class RecordConsumer:
 
     async def _apply(self, partition: int, records: Sequence[LogRecord]) -> Cursor:
         cursor = Cursor(records[-1].incarnation, records[-1].position)
+        records = [record for record in records if self.step.concerns(record)]
+        if not records:
+            self._unwritten[partition] = cursor
+            return cursor
+        self._unwritten.pop(partition, None)
         for attempt in range(ATTEMPTS):
             try:
                 await self._commit(partition, records, cursor)

@@ -23,10 +23,13 @@ class DirectoryStep:
 
     shards: RoomShards
 
+    def concerns(self, record: LogRecord) -> bool:
+        """Only what the directory shows."""
+        return _changes_line(record)
+
     async def prepare(self, records: Sequence[LogRecord]) -> list[RoomSummary]:
         """The summaries of the rooms whose lines may have changed."""
-        rooms = dict.fromkeys(record.room_id for record in records if _changes_line(record))
-        return await load_summaries(self.shards, list(rooms)) if rooms else []
+        return await load_summaries(self.shards, list(dict.fromkeys(record.room_id for record in records)))
 
     async def apply(self, tx: Transaction, records: Sequence[LogRecord], prepared: object) -> AfterCommit | None:
         """A line yields to a later one only."""

@@ -7,7 +7,7 @@ from matrixcore.identifiers import ServerName
 from services.projector.consumer import AfterCommit
 from tessera.fanout import Fanout
 from tessera.memberships import changes_of_records
-from tessera.records import LogRecord
+from tessera.records import EventBody, LogRecord
 from tessera.storage import user_log, user_rooms
 from tessera.storage.database import Transaction
 
@@ -20,6 +20,10 @@ class MembershipStep:
 
     fanout: Fanout
     server_name: ServerName
+
+    def concerns(self, record: LogRecord) -> bool:
+        """Only member events move memberships."""
+        return isinstance(record.body, EventBody) and record.body.membership is not None
 
     async def prepare(self, records: Sequence[LogRecord]) -> None:
         """Nothing: the records say it all."""

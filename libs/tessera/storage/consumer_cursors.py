@@ -1,5 +1,6 @@
 """How far the consumers of room.log have come, committed with what they did."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from matrixcore.identifiers import RoomId
@@ -21,7 +22,8 @@ _LIST = "SELECT partition, incarnation, position FROM accounts.consumer_cursors 
 
 # Two instances of a consumer may overlap for a moment: the cursor never goes back.
 _MOVE = """
-INSERT INTO accounts.consumer_cursors AS c (consumer, partition, incarnation, position) VALUES ($1, $2, $3, $4)
+INSERT INTO accounts.consumer_cursors AS c (consumer, partition, incarnation, position)
+SELECT $1, * FROM unnest($2::integer[], $3::integer[], $4::bigint[])
 ON CONFLICT (consumer, partition) DO UPDATE SET incarnation = EXCLUDED.incarnation, position = EXCLUDED.position
 WHERE (EXCLUDED.incarnation, EXCLUDED.position) > (c.incarnation, c.position)
 """
@@ -39,7 +41,13 @@ async def list_cursors(tx: Transaction, consumer: str) -> dict[int, Cursor]:
 
 async def move_cursor(tx: Transaction, consumer: str, partition: int, cursor: Cursor) -> None:
     """The consumer has taken everything up to here. Repeatable."""
-    await tx.execute(_MOVE, consumer, partition, cursor.incarnation, cursor.position)
+    await move_cursors(tx, consumer, {partition: cursor})
+
+
+async def move_cursors(tx: Transaction, consumer: str, cursors: Mapping[int, Cursor]) -> None:
+    """The same for several partitions, in one statement."""
+    columns = zip(*((partition, *cursors[partition]) for partition in sorted(cursors)), strict=True)
+    await tx.execute(_MOVE, consumer, *columns)
 
 
 async def mark_stale(tx: Transaction, consumer: str, room_id: RoomId, at: Cursor, error: str) -> None:
