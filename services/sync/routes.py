@@ -20,6 +20,7 @@ from services.sync.sync_request import (
     parse_set_presence,
     parse_since,
     parse_timeout,
+    read_query,
 )
 from tessera.http.authentication import Requester, authenticate
 from tessera.http.errors import InvalidParam, MissingParam
@@ -117,7 +118,7 @@ class SyncRoutes:
         return json_reply({"changed": sorted(changed), "left": sorted(left)})
 
     async def _parse(self, request: Request, requester: Requester) -> SyncRequest:
-        query = request.query_params
+        query = read_query(request.scope["query_string"])
         since_text = query.get("since") or ""
         return SyncRequest(
             requester.user_id,

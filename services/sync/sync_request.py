@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import unquote_plus
 
 import orjson
 
@@ -13,6 +15,7 @@ from tessera.sync_token import InvalidSyncToken, SyncToken, decode_token
 MAX_TIMEOUT_MS = 120_000
 DEFAULT_TIMELINE_LIMIT = 10
 MAX_FILTER_LENGTH = 65_536
+MAX_REMEMBERED = 2_000  # bytes of a parameter
 PRESENCE_STATES = ("online", "offline", "unavailable")
 
 NO_FILTER = Filter()
@@ -41,6 +44,23 @@ class SyncRequest:
     def timeline_limit(self) -> int:
         """How many events of a room are sent at most."""
         return self.filter.room.timeline.limit_or(DEFAULT_TIMELINE_LIMIT)
+
+
+def read_query(query_string: bytes) -> dict[str, str]:
+    """The parameters of a request, the last of a name; a client repeats all but `since`, so values are remembered."""
+    pairs = (pair.partition(b"=") for pair in query_string.split(b"&"))
+    return {_unquoted(name): _unquoted(value) for name, _, value in pairs}
+
+
+@lru_cache(maxsize=2_000)
+def _remembered(raw: bytes) -> str:
+    return unquote_plus(raw.decode("ascii", errors="replace"))
+
+
+def _unquoted(raw: bytes) -> str:
+    if b"%" not in raw and b"+" not in raw:
+        return raw.decode("ascii", errors="replace")
+    return _remembered(raw) if len(raw) <= MAX_REMEMBERED else unquote_plus(raw.decode("ascii", errors="replace"))
 
 
 def parse_since(text: str | None) -> SyncToken | None:
