@@ -12,6 +12,7 @@ from services.gateway.path_identifiers import point_of, room_id_of
 from services.gateway.room_access import require_view
 from services.gateway.routing import CurrentRequester, client_router
 from tessera.fanout import Subscriber
+from tessera.http.errors import Unrecognized
 from tessera.http.replies import json_reply
 from tessera.pagination_token import encode_page_token
 from tessera.records import OrderKey, PartitionBatch
@@ -27,11 +28,16 @@ MAX_TIMEOUT_MS = 30_000
 async def peek_events(
     requester: CurrentRequester,
     gateway: GatewayDep,
-    room_id: str,
+    room_id: str | None = None,
     start: Annotated[str | None, Query(alias="from")] = None,
     timeout: Annotated[int, Query(ge=0)] = DEFAULT_TIMEOUT_MS,  # noqa: ASYNC109  the parameter's name in the spec
 ) -> Response:
-    """What happened in the room after `from`; waits for it if nothing has."""
+    """What happened in the room after `from`; waits for it if nothing has.
+
+    Without a room this is the deprecated stream of all rooms, for which there is /sync.
+    """
+    if room_id is None:
+        raise Unrecognized
     room = room_id_of(room_id)
     shard = gateway.shards.of_room(room)
     woken = asyncio.Event()

@@ -1,12 +1,15 @@
 """Receipts on their way: public ones are gathered for each room into one command, early ones wait for their event.
 
-A receipt that comes before its event does is kept for a while; one that stays without an event is dropped.
+The first receipt of a quiet room goes at once; what follows within the room's interval goes together at its end, so
+that a room has one record an interval at most and two people in a conversation do not wait. A receipt that comes
+before its event does is kept for a while; one that stays without an event is dropped.
 
 Spec: C-S API §Receipts; DESIGN.md section 5.
 """
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
@@ -38,6 +41,7 @@ PUBLIC = "m.read"
 @dataclass(slots=True)
 class _RoomBatch:
     due: float
+    interval_seconds: float
     receipts: dict[tuple[str, str, str], Receipt] = field(default_factory=dict)
     attempts: int = 0
 
@@ -57,7 +61,9 @@ class ReceiptBatches:
     def __init__(self, changes: RoomChanges) -> None:
         self._changes = changes
         self._rooms: dict[RoomId, _RoomBatch] = {}
+        self._closed_until: dict[RoomId, float] = {}  # rooms whose interval since their last batch still runs
         self._early: list[EarlyReceipt] = []
+        self._look_at = self._sweep_at = 0.0
         self._wakeup = asyncio.Event()
 
     def add(self, room_id: RoomId, receipt: Receipt, joined_count: int) -> bool:
@@ -67,7 +73,8 @@ class ReceiptBatches:
             if len(self._rooms) >= MAX_ROOMS:
                 return False
             seconds = GATHER_SECONDS_IN_LARGE_ROOMS if joined_count > LARGE_ROOM else GATHER_SECONDS
-            batch = self._rooms[room_id] = _RoomBatch(self._changes.clock.monotonic() + seconds)
+            now = self._changes.clock.monotonic()
+            batch = self._rooms[room_id] = _RoomBatch(max(now, self._closed_until.get(room_id, now)), seconds)
             self._wakeup.set()
         key = (receipt.user_id, receipt.receipt_type, receipt.thread_id)
         if key not in batch.receipts and len(batch.receipts) >= MAX_RECEIPTS_PER_ROOM:
@@ -87,25 +94,46 @@ class ReceiptBatches:
         """Run for ever: send batches when they are due, and look for the events of early receipts."""
         clock = self._changes.clock
         while True:
-            if not self._rooms and not self._early:
-                self._wakeup.clear()
-                await self._wakeup.wait()
-            now = clock.monotonic()
-            due = min((batch.due for batch in self._rooms.values()), default=now + LOOK_AGAIN_SECONDS)
-            await clock.sleep(max(0.01, min(due - now, LOOK_AGAIN_SECONDS if self._early else due - now)))
+            self._wakeup.clear()
+            times = [batch.due for batch in self._rooms.values()]
+            if self._early:
+                times.append(self._look_at)
+            await self._sleep_until(min(times, default=None))
             try:
-                await self.settle_early()
+                if self._early and clock.monotonic() >= self._look_at:
+                    self._look_at = clock.monotonic() + LOOK_AGAIN_SECONDS
+                    await self.settle_early()
                 await self.send_due()
             except Exception:  # a store is away: what is gathered stays for the next round
                 log.warning("receipts not brought on their way", exc_info=True)
                 await clock.sleep(LOOK_AGAIN_SECONDS)
 
+    async def _sleep_until(self, moment: float | None) -> None:
+        """Wait for the moment, or for news that may be due before it."""
+        woken = asyncio.ensure_future(self._wakeup.wait())
+        waiting: list[asyncio.Future[Any]] = [woken]
+        if moment is not None:
+            seconds = moment - self._changes.clock.monotonic()
+            if seconds <= 0:
+                woken.cancel()
+                return
+            waiting.append(asyncio.ensure_future(self._changes.clock.sleep(seconds)))
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for future in waiting:
+                future.cancel()
+
     async def send_due(self, *, everything: bool = False) -> None:
         """Send the batches whose time has come, or all of them (at shutdown)."""
         now = self._changes.clock.monotonic()
         ready = {room: batch for room, batch in self._rooms.items() if everything or batch.due <= now}
-        for room_id in ready:
+        if now >= self._sweep_at:
+            self._sweep_at = now + GATHER_SECONDS_IN_LARGE_ROOMS
+            self._closed_until = {room: moment for room, moment in self._closed_until.items() if moment > now}
+        for room_id, batch in ready.items():
             del self._rooms[room_id]
+            self._closed_until[room_id] = now + batch.interval_seconds
         places = asyncio.Semaphore(PARALLEL_COMMANDS)
 
         async def send(room_id: RoomId, batch: _RoomBatch) -> None:
@@ -163,7 +191,8 @@ class ReceiptBatches:
             if error.status != 503 or batch.attempts + 1 >= MAX_ATTEMPTS:
                 log.warning("receipts dropped", room_id=room_id, receipts=len(receipts), errcode=error.errcode)
                 return
-            later = self._rooms.setdefault(room_id, _RoomBatch(self._changes.clock.monotonic() + LOOK_AGAIN_SECONDS))
+            due = self._changes.clock.monotonic() + LOOK_AGAIN_SECONDS
+            later = self._rooms.setdefault(room_id, _RoomBatch(due, batch.interval_seconds))
             later.attempts = batch.attempts + 1
             later.receipts = {**batch.receipts, **later.receipts}
 
