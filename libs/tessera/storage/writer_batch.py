@@ -328,7 +328,8 @@ SECTIONS: Final[dict[str, _Section]] = {
     ),
     "dead_letters": _Section(
         "partition integer, command_id bytea, room_id text, command bytea, error text",
-        "INSERT INTO rooms.dead_letters (partition, command_id, room_id, command, error) SELECT * FROM {rows}",
+        "INSERT INTO rooms.dead_letters (partition, command_id, room_id, command, error) SELECT * FROM {rows}"
+        " ON CONFLICT (command_id) DO UPDATE SET state = 'dead', error = excluded.error",  # replayed in vain
     ),
     "attempts_gone": _Section(
         "partition integer, command_id bytea",

@@ -1,0 +1,59 @@
+"""Commands that broke the writer: kept for whoever looks into it, never deleted.
+
+The client of a dead command was answered 500. A replay gives the command another try under its
+id, so that a client that asks again learns what came of it then.
+
+Spec: none; DESIGN.md section 3.
+"""
+
+from typing import NamedTuple
+
+from matrixcore.identifiers import RoomId
+from tessera.commands import Command, decode_command
+from tessera.storage.database import Transaction
+
+_LIST = """
+SELECT command_id, partition, room_id, error, state, (extract(epoch FROM created_at) * 1000)::bigint AS created_ms
+FROM rooms.dead_letters WHERE state = 'dead' OR $1
+ORDER BY created_at, command_id LIMIT $2
+"""
+
+# The outcome goes with the state, so that of two replays only one sends the command.
+_REPLAY = """
+WITH letter AS (
+    UPDATE rooms.dead_letters SET state = 'replayed' WHERE command_id = $1 AND state = 'dead'
+    RETURNING command_id, command
+), reopened AS (
+    DELETE FROM rooms.outcomes o USING letter WHERE o.command_id = letter.command_id
+)
+SELECT command FROM letter
+"""
+
+_DROP = "UPDATE rooms.dead_letters SET state = 'dropped' WHERE command_id = $1 AND state = 'dead'"
+
+
+class DeadLetter(NamedTuple):
+    """A command that could not be carried out."""
+
+    command_id: bytes
+    partition: int
+    room_id: RoomId
+    error: str
+    state: str  # dead, replayed or dropped
+    created_ms: int
+
+
+async def list_dead_letters(tx: Transaction, limit: int, *, settled: bool = False) -> list[DeadLetter]:
+    """The oldest dead letters of a shard; with `settled`, those replayed and dropped too."""
+    return [DeadLetter(*row) for row in await tx.fetch(_LIST, settled, limit)]
+
+
+async def replay(tx: Transaction, command_id: bytes) -> Command | None:
+    """Reopen a dead command; the caller sends it again. None if there is none that is dead."""
+    command = await tx.fetchval(_REPLAY, command_id)
+    return None if command is None else decode_command(command)
+
+
+async def drop(tx: Transaction, command_id: bytes) -> bool:
+    """Settle a dead letter without another try; False if there is none that is dead."""
+    return await tx.execute(_DROP, command_id) == "UPDATE 1"
