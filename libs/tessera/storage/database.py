@@ -8,8 +8,10 @@ own) or `Database.snapshot()` (one REPEATABLE READ view for several statements).
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import structlog
@@ -58,6 +60,9 @@ class StatementCount:
 
     statements: int = 0
     transactions: int = 0  # explicit ones; a single statement outside commits on its own
+
+
+_counting_here: ContextVar[StatementCount | None] = ContextVar("counting_here", default=None)
 
 
 class _CountedConnection:
@@ -136,7 +141,7 @@ class Database:
                 server_settings={"application_name": application_name, "jit": "off"},
             )
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
-            raise DatabaseUnavailable(str(error) or type(error).__name__) from error
+            raise unreachable(dsn, error) from error
         return cls(pool)
 
     async def close(self) -> None:
@@ -157,7 +162,7 @@ class Database:
     async def transaction(self) -> AsyncIterator[Transaction]:
         """A READ COMMITTED transaction: committed at the end, rolled back if the block raises."""
         async with self._connection() as connection, connection.transaction():
-            for count in self._counts:
+            for count in self._counters():
                 count.transactions += 1
             yield self._counted(connection)
 
@@ -199,6 +204,16 @@ class Database:
             return await tx.execute(query, *args)
 
     @asynccontextmanager
+    async def counting_here(self) -> AsyncIterator[StatementCount]:
+        """Count the statements of this task and of those it starts, on any pool; for tests."""
+        count = StatementCount()
+        token = _counting_here.set(count)
+        try:
+            yield count
+        finally:
+            _counting_here.reset(token)
+
+    @asynccontextmanager
     async def counting(self) -> AsyncIterator[StatementCount]:
         """Count the statements that run on this pool meanwhile; for tests."""
         count = StatementCount()
@@ -225,11 +240,40 @@ class Database:
             yield connection
         except (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, ConnectionError) as error:
             raise DatabaseUnavailable(str(error) or "the connection was lost") from error
+        except asyncpg.InterfaceError as error:
+            # What asyncpg says of a connection that ended between two statements; also of wrong arguments, though.
+            if not _is_lost(connection):
+                raise
+            raise DatabaseUnavailable("the connection was lost") from error
         finally:
             await self._pool.release(connection)
 
+    def _counters(self) -> list[StatementCount]:
+        here = _counting_here.get()
+        return self._counts if here is None else [*self._counts, here]
+
     def _counted(self, connection: Any) -> Transaction:
-        for count in self._counts:
+        for count in self._counters():
             connection = _CountedConnection(connection, count)
         counted: Transaction = connection
         return counted
+
+
+def unreachable(dsn: str, error: BaseException) -> DatabaseUnavailable:
+    """The error for a connection that cannot be made: where and why in one line, never the password."""
+    parts = urlsplit(dsn)
+    parameters = parse_qs(parts.query)
+    host = parts.hostname or parameters.get("host", ["localhost"])[0]
+    # Not parts.port: it raises for a list of hosts, and there the ports stand in the parameters anyway.
+    port = parts.netloc.rpartition("@")[2].rpartition(":")[2] if parts.hostname else ""
+    place = f"{host}:{port}" if port.isdigit() else host
+    reason = " ".join((str(error) or type(error).__name__).split())
+    return DatabaseUnavailable(f"cannot connect to PostgreSQL at {place}, database {parts.path[1:]}: {reason}")
+
+
+def _is_lost(connection: Any) -> bool:
+    try:
+        closed: bool = connection.is_closed()
+    except asyncpg.InterfaceError:  # the pool has taken it back already
+        return True
+    return closed

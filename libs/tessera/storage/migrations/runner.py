@@ -15,7 +15,11 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from alembic.script import Script, ScriptDirectory
 
+from tessera.storage.database import unreachable
+
+CONNECT_TIMEOUT_SECONDS = 10.0
 LOCK_TIMEOUT_MS = 5_000
+STARTERS_TIMEOUT_MS = 600_000  # how long one waits for another that is migrating a large database
 STARTERS_LOCK = 0x7E55E8A  # the advisory lock under which one of several starters migrates
 
 
@@ -42,11 +46,12 @@ async def migrate(dsn: str, tree: Tree, *, progress: Callable[[str], None] | Non
 
     Raises:
         NewerSchema: the database is ahead of this code.
-        MigrationError: a revision failed; those before it are kept.
+        MigrationError: a revision failed; those before it are kept. Or another process migrates for too long.
+        DatabaseUnavailable: it cannot be reached or refuses us.
     """
-    connection = await asyncpg.connect(dsn)
+    connection = await _connect(dsn)
     try:
-        await connection.execute("SELECT pg_advisory_lock($1)", STARTERS_LOCK)
+        await _take_starters_lock(connection, tree)
         await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {tree.value}")
         await connection.execute(
             f"CREATE TABLE IF NOT EXISTS {tree.value}.schema_revision"
@@ -63,8 +68,8 @@ async def migrate(dsn: str, tree: Tree, *, progress: Callable[[str], None] | Non
 
 
 async def pending_revisions(dsn: str, tree: Tree) -> list[str]:
-    """What `migrate` would run."""
-    connection = await asyncpg.connect(dsn)
+    """What `migrate` would run. Raises NewerSchema or DatabaseUnavailable."""
+    connection = await _connect(dsn)
     try:
         return [script.revision for script in await _pending(connection, tree)]
     finally:
@@ -75,7 +80,7 @@ async def require_current(dsn: str, tree: Tree) -> None:
     """Refuse to work on a schema that is behind or ahead.
 
     Raises:
-        MigrationError, NewerSchema.
+        MigrationError, NewerSchema, DatabaseUnavailable.
     """
     if pending := await pending_revisions(dsn, tree):
         raise MigrationError(f"the schema `{tree.value}` lacks {', '.join(pending)}: run `tessera migrate`")
@@ -88,6 +93,25 @@ def known_revisions(tree: Tree) -> list[Script]:
     config.set_main_option("path_separator", "os")
     scripts = list(ScriptDirectory.from_config(config).walk_revisions())
     return scripts[::-1]
+
+
+async def _connect(dsn: str) -> asyncpg.Connection:
+    try:
+        return await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_SECONDS)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise unreachable(dsn, error) from error
+
+
+async def _take_starters_lock(connection: asyncpg.Connection, tree: Tree) -> None:
+    """Wait for other starters; the lock ends with the connection."""
+    await connection.execute(f"SET lock_timeout = {STARTERS_TIMEOUT_MS}")
+    try:
+        await connection.execute("SELECT pg_advisory_lock($1)", STARTERS_LOCK)
+    except asyncpg.LockNotAvailableError as error:
+        raise MigrationError(
+            f"another process has been migrating `{tree.value}` for too long; see what it does"
+        ) from error
+    await connection.execute("RESET lock_timeout")
 
 
 async def _pending(connection: asyncpg.Connection, tree: Tree) -> list[Script]:
