@@ -3,7 +3,6 @@
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from itertools import islice
 
 from tessera.bus.protocol import BusBusy, BusUnavailable, Delivered
 from tessera.commands import Command
@@ -152,8 +151,14 @@ class LocalRecordBus:
         return reader
 
     def _after(self, partition: int, position: int, limit: int) -> list[LogRecord]:
-        tail = self._tails.get(partition, ())
-        return list(islice((record for record in tail if record.position > position), limit))
+        # Readers are close behind: from the newest back is a few steps.
+        records: list[LogRecord] = []
+        for record in reversed(self._tails.get(partition, ())):
+            if record.position <= position:
+                break
+            records.append(record)
+        records.reverse()
+        return records[:limit]
 
 
 class LocalRecordReader:

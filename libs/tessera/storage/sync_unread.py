@@ -1,7 +1,7 @@
 """Unread counts of one user in many rooms, from the cumulative counters that events carry.
 
 Count = C(now) - C(read), less what was redacted since; `read` is the furthest of the given receipt, the user's
-own last event and the own membership. Corrections look at REDACTION_WINDOW events of a room at most.
+own last event and the own membership. Corrections look at REDACTION_WINDOW redacted events of a room at most.
 
 Spec: C-S API §Receiving notifications; DESIGN.md section 5.
 """
@@ -80,16 +80,16 @@ LEFT JOIN LATERAL (
     SELECT sum(e.notify_count - coalesce(p.notify_count, 0)) AS notify,
            sum(e.highlight_all_count - coalesce(p.highlight_all_count, 0)) AS highlight
     FROM (
-        SELECT * FROM rooms.events e
-        WHERE e.room_id = w.room_id AND e.anchor IS NOT NULL AND e.anchor > read.anchor
-        ORDER BY e.anchor DESC, e.sub DESC LIMIT $4
+        SELECT e.room_id, e.anchor, e.notify_count, e.highlight_all_count FROM rooms.events e
+        WHERE e.room_id = w.room_id AND e.redacted_by IS NOT NULL AND e.anchor > read.anchor AND e.sub = 0
+          AND e.thread_root IS NULL
+        ORDER BY e.anchor DESC LIMIT $4
     ) e
     LEFT JOIN LATERAL (
         SELECT b.notify_count, b.highlight_all_count FROM rooms.events b
         WHERE b.room_id = e.room_id AND b.anchor IS NOT NULL AND b.sub = 0 AND b.anchor < e.anchor
         ORDER BY b.anchor DESC, b.sub DESC LIMIT 1
     ) p ON true
-    WHERE e.redacted_by IS NOT NULL AND e.sub = 0 AND e.thread_root IS NULL
 ) gone ON r.notify_count > coalesce(at.notify_count, 0)
 """
 
@@ -139,16 +139,17 @@ LEFT JOIN LATERAL (
     SELECT sum(e.thread_notify_count - coalesce(p.notify, 0)) AS notify,
            sum(e.thread_highlight_all_count - coalesce(p.highlight, 0)) AS highlight
     FROM (
-        SELECT * FROM rooms.events e
-        WHERE e.room_id = t.room_id AND e.thread_root = t.thread_root AND e.sub = 0 AND e.anchor > read.anchor
-        ORDER BY e.anchor DESC, e.sub DESC LIMIT $4
+        SELECT e.room_id, e.anchor, e.thread_root, e.thread_notify_count, e.thread_highlight_all_count
+        FROM rooms.events e
+        WHERE e.room_id = t.room_id AND e.redacted_by IS NOT NULL AND e.anchor > read.anchor AND e.sub = 0
+          AND e.thread_root = t.thread_root
+        ORDER BY e.anchor DESC LIMIT $4
     ) e
     LEFT JOIN LATERAL (
         SELECT b.thread_notify_count AS notify, b.thread_highlight_all_count AS highlight FROM rooms.events b
         WHERE b.room_id = e.room_id AND b.thread_root = e.thread_root AND b.sub = 0 AND b.anchor < e.anchor
         ORDER BY b.anchor DESC, b.sub DESC LIMIT 1
     ) p ON true
-    WHERE e.redacted_by IS NOT NULL
 ) gone ON t.notify_count > coalesce(at.notify, 0)
 WHERE t.latest_anchor > read.anchor
 """

@@ -357,13 +357,14 @@ def _statement(sections: Sequence[str]) -> str:
         "moved AS (UPDATE rooms.partitions p SET head = g.new_head, announced = greatest(p.announced, g.announced),"
         f" topic_id = g.topic_id, done_offset = g.done_offset FROM {guard} AS g ({_names(_GUARD_COLUMNS)})"
         " WHERE p.partition = g.partition AND p.epoch = g.epoch AND p.head = g.head AND p.state = 'active'"
-        " AND NOT EXISTS (SELECT FROM decided) RETURNING p.partition)"
+        " AND NOT EXISTS (SELECT FROM decided) RETURNING p.partition)"  # noqa: S608 -- names of columns
     )
     for name, section in (("outcomes", _OUTCOMES), *((name, SECTIONS[name]) for name in sections)):
         unnested, number = _unnest(section.columns, number)
-        rows = f"{unnested} AS r ({_names(section.columns)}) WHERE r.partition IN (SELECT partition FROM moved)"
+        rows = f"{unnested} AS r ({_names(section.columns)}) WHERE r.partition IN (SELECT partition FROM moved)"  # noqa: S608
         parts.append(f"_{name} AS ({section.action.replace('{rows}', rows)})")
-    return ", ".join(parts) + " SELECT partition, NULL::bytea FROM moved UNION ALL SELECT NULL, body FROM decided"
+    answer = " SELECT partition, NULL::bytea FROM moved UNION ALL SELECT NULL, body FROM decided"
+    return ", ".join(parts) + answer
 
 
 def _unnest(columns: str, number: int) -> tuple[str, int]:
