@@ -225,7 +225,7 @@ SECTIONS: Final[dict[str, _Section]] = {
     # An event that was stored as an outlier gets its place when it comes as part of the DAG.
     "events": _Section(
         ", ".join(f"{name} {_EVENT_TYPES.get(name, 'text')}" for name in EventRow._fields),
-        f"INSERT INTO rooms.events ({', '.join(_EVENT_COLUMNS)}) SELECT {_EVENT_VALUES} FROM {{rows}}"  # noqa: S608
+        f"INSERT INTO rooms.events ({', '.join(_EVENT_COLUMNS)}) SELECT {_EVENT_VALUES} FROM {{rows}}"
         " ON CONFLICT (room_id, event_id) DO UPDATE SET"
         f" {', '.join(f'{name} = excluded.{name}' for name in _EVENT_COLUMNS[2:])} WHERE events.outlier",
     ),
@@ -354,14 +354,15 @@ def _statement(sections: Sequence[str]) -> str:
     ]
     guard, number = _unnest(_GUARD_COLUMNS, 2)
     parts.append(
+        # Put together from names that stand in this file alone.
         "moved AS (UPDATE rooms.partitions p SET head = g.new_head, announced = greatest(p.announced, g.announced),"
         f" topic_id = g.topic_id, done_offset = g.done_offset FROM {guard} AS g ({_names(_GUARD_COLUMNS)})"
         " WHERE p.partition = g.partition AND p.epoch = g.epoch AND p.head = g.head AND p.state = 'active'"
-        " AND NOT EXISTS (SELECT FROM decided) RETURNING p.partition)"  # noqa: S608 -- names of columns
+        " AND NOT EXISTS (SELECT FROM decided) RETURNING p.partition)"
     )
     for name, section in (("outcomes", _OUTCOMES), *((name, SECTIONS[name]) for name in sections)):
         unnested, number = _unnest(section.columns, number)
-        rows = f"{unnested} AS r ({_names(section.columns)}) WHERE r.partition IN (SELECT partition FROM moved)"  # noqa: S608
+        rows = f"{unnested} AS r ({_names(section.columns)}) WHERE r.partition IN (SELECT partition FROM moved)"
         parts.append(f"_{name} AS ({section.action.replace('{rows}', rows)})")
     answer = " SELECT partition, NULL::bytea FROM moved UNION ALL SELECT NULL, body FROM decided"
     return ", ".join(parts) + answer
