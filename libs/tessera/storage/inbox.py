@@ -1,0 +1,106 @@
+"""The inbox: PDUs of other servers, stored before their sender is answered.
+
+Rows end in the writer's commit: deleted with the event that they became, or parked until their
+ancestors have arrived (`writer_batch`, sections inbox_gone, inbox_parked and missing).
+
+Spec: none; DESIGN.md section 6.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from matrixcore.identifiers import EventId, RoomId, ServerName
+from tessera.storage.database import Transaction
+
+# The answer has the rows of events that lay here already, too: naming them again does no harm. An event that was
+# wanted as an outlier and comes as part of the DAG is no outlier any more.
+_ADD = """
+INSERT INTO rooms.inbox (partition, room_id, origin, event_id, pdu, received_ms, state, outlier)
+SELECT * FROM unnest($1::integer[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::bigint[], $7::text[],
+                     $8::boolean[])
+ON CONFLICT (room_id, event_id) DO UPDATE SET outlier = inbox.outlier AND excluded.outlier
+RETURNING inbox_id
+"""
+
+_COLUMNS = "inbox_id, origin, event_id, pdu, state, outlier"
+
+_LOAD = f"SELECT {_COLUMNS} FROM rooms.inbox WHERE room_id = $1 AND inbox_id = ANY($2::bigint[])"
+
+# Staged ancestors first, so that a flood of parked rows cannot hide them.
+_LOAD_WAITING = f"""
+SELECT {_COLUMNS} FROM rooms.inbox WHERE room_id = $1 AND state <> 'new'
+ORDER BY state = 'staged' DESC, inbox_id LIMIT $2
+"""
+
+_LOAD_WAITING_FOR = f"""
+SELECT {_COLUMNS} FROM rooms.inbox
+WHERE inbox_id IN (
+    SELECT inbox_id FROM rooms.missing_events WHERE room_id = $1 AND missing_event_id = ANY($2::text[])
+)
+ORDER BY inbox_id LIMIT $3
+"""
+
+_LIST_MISSING = """
+SELECT missing_event_id, bool_and(as_outlier) FROM rooms.missing_events WHERE room_id = $1
+GROUP BY missing_event_id ORDER BY min(inbox_id) LIMIT $2
+"""
+
+
+class NewInboxRow(NamedTuple):
+    """A PDU to be stored: its signatures have been verified, nothing else."""
+
+    partition: int
+    room_id: RoomId
+    origin: ServerName
+    event_id: EventId
+    pdu: bytes
+    received_ms: int
+    state: str = "new"  # or staged, for an ancestor that was fetched
+    outlier: bool = False  # wanted as an auth event only
+
+
+class InboxRow(NamedTuple):
+    """A PDU that waits for the writer."""
+
+    inbox_id: int
+    origin: ServerName
+    event_id: EventId
+    pdu: bytes
+    state: str  # new, parked or staged
+    outlier: bool
+
+
+class MissingEvent(NamedTuple):
+    """What parked PDUs of a room wait for."""
+
+    event_id: EventId
+    as_outlier: bool  # no ancestor of any of them: it suffices as an outlier
+
+
+async def add(tx: Transaction, rows: Sequence[NewInboxRow]) -> list[int]:
+    """Store PDUs of different events; their ids in this order, and in that of earlier ones where they lay here."""
+    columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in NewInboxRow._fields]
+    return [row[0] for row in await tx.fetch(_ADD, *columns)]
+
+
+async def load(tx: Transaction, room_id: RoomId, inbox_ids: Sequence[int]) -> list[InboxRow]:
+    """The rows that are still there, in the order of the ids that are asked for."""
+    found = {row[0]: InboxRow(*row) for row in await tx.fetch(_LOAD, room_id, list(inbox_ids))}
+    return [found[inbox_id] for inbox_id in dict.fromkeys(inbox_ids) if inbox_id in found]
+
+
+async def load_waiting(tx: Transaction, room_id: RoomId, limit: int) -> list[InboxRow]:
+    """Parked PDUs of a room and the ancestors that were fetched for them, these first."""
+    return [InboxRow(*row) for row in await tx.fetch(_LOAD_WAITING, room_id, limit)]
+
+
+async def load_waiting_for(
+    tx: Transaction, room_id: RoomId, event_ids: Sequence[EventId], limit: int
+) -> list[InboxRow]:
+    """Parked PDUs that wait for one of the events, among others perhaps."""
+    return [InboxRow(*row) for row in await tx.fetch(_LOAD_WAITING_FOR, room_id, list(event_ids), limit)]
+
+
+async def list_missing(tx: Transaction, room_id: RoomId, limit: int) -> list[MissingEvent]:
+    """The events that parked PDUs of a room wait for, those of the oldest first."""
+    return [MissingEvent(*row) for row in await tx.fetch(_LIST_MISSING, room_id, limit)]
