@@ -37,6 +37,7 @@ from tessera.embedded_postgres import EmbeddedPostgres
 from tessera.fanout import LocalFanout
 from tessera.http.app import MatrixApp, create_app
 from tessera.http.limits import LocalRateLimits, Rate
+from tessera.http.server_protocol import BoundedHttpProtocol
 from tessera.ids import IdSource
 from tessera.last_seen import LastSeenRecorder
 from tessera.room_commands import RoomCommands
@@ -270,7 +271,7 @@ def _http_server(app: MatrixApp, settings: Settings, listener: Listener) -> _Ser
         tls = {"ssl_certfile": settings.tls_certificate_path, "ssl_keyfile": settings.tls_private_key_path}
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=BoundedHttpProtocol,
         ws="none",
         loop="none",
         lifespan="off",
