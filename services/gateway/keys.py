@@ -123,8 +123,8 @@ async def store_keys(
         MatrixError: a one-time key's name stands for another key already (400).
     """
     keys = None if body.get("device_keys") is None else check_device_keys(body["device_keys"], user_id, device_id)
-    one_time = check_one_time_keys(body.get("one_time_keys") or {}, "one_time_keys")
-    fallback = check_fallback_keys(body.get("fallback_keys") or {}, "fallback_keys")
+    one_time = check_one_time_keys(_given(body, "one_time_keys"), "one_time_keys")
+    fallback = check_fallback_keys(_given(body, "fallback_keys"), "fallback_keys")
     heads: dict[UserId, int] = {}
     device_position: int | None = None
     async with accounts.transaction() as tx:
@@ -214,6 +214,12 @@ async def take_keys(
         device = keys.setdefault(key.user_id, {}).setdefault(key.device_id, {})
         device[f"{key.algorithm}:{key.key_id}"] = orjson.Fragment(key.content)
     return {"one_time_keys": keys, "failures": failures}
+
+
+def _given(body: Mapping[str, Any], field: str) -> Any:
+    """A field that may be left out or null; some clients send both."""
+    value = body.get(field)
+    return {} if value is None else value
 
 
 async def _set_device_keys(tx: Transaction, user_id: UserId, device_id: str, content: bytes) -> bool:

@@ -34,6 +34,8 @@ async def login(body: JsonObject, gateway: GatewayDep, client_address: ClientAdd
     kind = body.get("type")
     if kind is None:
         raise MissingParam("type is missing")
+    if not isinstance(kind, str):
+        raise BadJson("type must be a string")
     if kind != "m.login.password":
         raise MatrixError("Unknown login type", errcode="M_UNKNOWN", status=400)
     return json_reply(await login_by_password(gateway, body))
