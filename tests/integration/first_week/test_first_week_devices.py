@@ -1,6 +1,9 @@
 """Logging in again and deleting devices, against a whole server. Spec: C-S API §Login, §Device management."""
 
+import asyncio
 from typing import Any
+
+import pytest
 
 from tests.fixtures.whole_server import Device, WholeServer
 
@@ -52,6 +55,24 @@ async def test_a_deleted_device_leaves_nothing(server: WholeServer, alice: Devic
     answer = await again.sync()
     assert inbox(answer) == []
     assert answer["device_one_time_keys_count"].get("curve25519", 0) == 0
+
+
+@pytest.mark.parametrize("way", ["deleted", "replaced", "password", "deactivated"])
+async def test_a_session_that_ends_ends_its_parked_sync(server: WholeServer, alice: Device, way: str) -> None:
+    phone = await server.login("alice", device_id="PHONE")
+    token = (await phone.sync())["next_batch"]
+    parked = asyncio.create_task(phone.refused("GET", "/sync", since=token, timeout=20_000))
+    await alice.get("/account/whoami")  # the parked request has gone ahead of it
+    if way == "deleted":
+        await alice.confirmed("POST", "/delete_devices", {"devices": ["PHONE"]})
+    elif way == "replaced":
+        await server.login("alice", device_id="PHONE")
+    elif way == "password":
+        await alice.confirmed("POST", "/account/password", {"new_password": "another horse battery"})
+    else:
+        await alice.confirmed("POST", "/account/deactivate", {})
+    async with asyncio.timeout(5):
+        assert await parked == (401, "M_UNKNOWN_TOKEN")
 
 
 async def test_one_name_is_one_key(alice: Device) -> None:

@@ -1,5 +1,6 @@
 """What clients meet in rooms in their first week, against a whole server. Spec: C-S API §Rooms."""
 
+import asyncio
 from typing import Any
 
 import asyncpg
@@ -55,6 +56,20 @@ async def test_repetitions_make_no_events(talk: Talk) -> None:
     assert await talk.alice.put(topic, {"topic": "tea"}) == first
     assert await talk.bob.post(f"/rooms/{talk.room_id}/join") == {"room_id": talk.room_id}
     assert [event["event_id"] for event in await timeline(talk.alice, talk.room_id)] == before
+
+
+async def test_the_same_request_many_times_at_once_is_one_event(talk: Talk, server: WholeServer) -> None:
+    room = f"/rooms/{talk.room_id}"
+    carol = await server.register("carol")
+    await talk.alice.post(f"{room}/invite", {"user_id": carol.user_id})
+    before = len(await timeline(talk.alice, talk.room_id))
+    sent = await asyncio.gather(*(talk.alice.send(talk.room_id, "x", "once") for _ in range(5)))
+    topic = f"{room}/state/m.room.topic"
+    set_ = await asyncio.gather(*(talk.alice.put(topic, {"topic": "tea"}) for _ in range(5)))
+    await asyncio.gather(*(carol.post(f"{room}/join") for _ in range(5)))
+    assert len(set(sent)) == 1
+    assert len({reply["event_id"] for reply in set_}) == 1
+    assert len(await timeline(talk.alice, talk.room_id)) == before + 3
 
 
 async def test_who_left_sees_the_room_as_of_the_leave(talk: Talk) -> None:
