@@ -25,8 +25,8 @@ from tessera.storage.migrations import MigrationError
 from tessera.storage.placement import PlacementMismatch
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="homeserver.yaml")]
 DEFAULT_CONFIG = Path("data/homeserver.yaml")
@@ -71,8 +71,8 @@ def check_config_command(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Say whether a homeserver.yaml is right, key by key."""
     settings = _read(config)
     for key in settings.unused_keys:
-        console.print(f"[yellow]{key}[/yellow] is Synapse's and means nothing here", soft_wrap=True)
-    console.print(f"{config}: a configuration for {settings.server_name}, nothing wrong with it", soft_wrap=True)
+        console.print(f"[yellow]{key}[/yellow] is Synapse's and means nothing here")
+    console.print(f"{config}: a configuration for {settings.server_name}, nothing wrong with it")
 
 
 @app.command("migrate")
@@ -108,7 +108,7 @@ def register_user_command(
         server = _local_url(settings)
     user = user or input(f"New user localpart [{getpass.getuser()}]: ") or getpass.getuser()
     if password_file is not None:
-        password = password_file.read_text().strip()
+        password = _read_password(password_file)
     if password is None:
         password = _ask_password()
     if admin is None:
@@ -116,22 +116,38 @@ def register_user_command(
     console.print(f"made {_register(str(server), shared_secret, user, password, admin=admin)}")
 
 
+def _read_password(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        _fail(ServeError(f"{path} cannot be read: {error.strerror}"))
+    except UnicodeDecodeError:
+        _fail(ServeError(f"{path} is not UTF-8"))
+
+
 def _register(server: str, secret: str, user: str, password: str, *, admin: bool) -> str:
     url = f"{server.rstrip('/')}/_synapse/admin/v1/register"
     try:
         # The operator's own server, often with a certificate that only the outside knows.
         with httpx.Client(verify=not server.startswith("https://127."), timeout=60) as client:
-            nonce = client.get(url).raise_for_status().json()["nonce"]
+            nonce = _answer(server, client.get(url))["nonce"]
             words = [nonce, user, password, "admin" if admin else "notadmin"]
             mac = hmac.new(secret.encode(), "\x00".join(words).encode(), hashlib.sha1).hexdigest()
             body = {"nonce": nonce, "username": user, "password": password, "admin": admin, "mac": mac}
-            reply = client.post(url, json=body)
-    except httpx.HTTPError as error:
+            user_id: str = _answer(server, client.post(url, json=body))["user_id"]
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         _fail(ServeError(f"{server} does not answer: {error}"))
-    if reply.status_code != 200:
-        _fail(ServeError(f"{server} refuses: {reply.json().get('error', reply.text)}"))
-    user_id: str = reply.json()["user_id"]
+    except (ValueError, KeyError, TypeError):
+        _fail(ServeError(f"{server} answers, but not as a homeserver with registration by shared secret"))
     return user_id
+
+
+def _answer(server: str, reply: httpx.Response) -> dict[str, Any]:
+    """The body of a success; a refusal ends the command with the server's words."""
+    body: dict[str, Any] = reply.json()
+    if reply.status_code != 200:
+        _fail(ServeError(f"{server} refuses: {body.get('error', reply.status_code)}"))
+    return body
 
 
 def _ask_password() -> str:
@@ -192,7 +208,7 @@ def _run(coroutine: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def _fail(error: BaseException) -> NoReturn:
-    errors.print("[red]tessera:[/red]", escape(str(error)), soft_wrap=True)
+    errors.print("[red]tessera:[/red]", escape(str(error)))
     raise typer.Exit(FAILED)
 
 
