@@ -60,7 +60,7 @@ def take_loaded(rooms: HotRooms, wanted: Wanted, loaded: Loaded) -> dict[RoomId,
 
 
 def build_command(building: Building, rooms: HotRooms, command: Command, signer: Signer) -> None:
-    """Add one command to the batch; its outcome is accepted or refused.
+    """Add one command about local events to the batch; its outcome is accepted or refused.
 
     Raises:
         StateNotLoaded: load it and build the batch again.
@@ -107,7 +107,7 @@ def _outcome_of(building: Building, rooms: HotRooms, command: Command, signer: S
         return draft(work, command, body, signer)
     if isinstance(body, SetReceipts):
         return set_receipts(work, command, body)
-    raise Refused(404, "M_UNRECOGNIZED", "This server does not take events of other servers")
+    raise TypeError(f"{type(body).__name__} is no command about local events")
 
 
 def work_of(building: Building, rooms: HotRooms, command: Command) -> RoomWork:

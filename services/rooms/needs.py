@@ -23,8 +23,8 @@ def add_needs(wanted: Wanted, hot: HotRoom | None, command: Command, server_name
         wanted.rooms[room_id] = None
     body = command.body
     if isinstance(body, Append | Draft):
-        _want_state(wanted, hot, room_id, state_keys_of(body.event, command.sender, server_name))
-        _want_events(wanted, hot, room_id, body.event)
+        want_state(wanted, hot, room_id, state_keys_of(body.event, command.sender, server_name))
+        want_events(wanted, hot, room_id, body.event)
     elif isinstance(body, CreateRoom):
         return  # a new room knows that it has nothing
     elif isinstance(body, SetReceipts):
@@ -33,7 +33,7 @@ def add_needs(wanted: Wanted, hot: HotRoom | None, command: Command, server_name
                 wanted.events.setdefault((room_id, receipt.event_id), False)
             wanted.receipts[room_id, receipt.receipt_type, receipt.user_id, receipt.thread_id] = None
     else:
-        _want_state(wanted, hot, room_id, BASE)
+        want_state(wanted, hot, room_id, BASE)
 
 
 def state_keys_of(event: NewEvent, sender: UserId, server_name: ServerName) -> list[StateKey]:
@@ -65,13 +65,13 @@ def _member_keys(target: str, content: Mapping[str, Any]) -> list[StateKey]:
     return keys
 
 
-def _want_state(wanted: Wanted, hot: HotRoom | None, room_id: RoomId, keys: Iterable[StateKey]) -> None:
+def want_state(wanted: Wanted, hot: HotRoom | None, room_id: RoomId, keys: Iterable[StateKey]) -> None:
     for key in keys:
         if hot is None or key not in hot.state:
             wanted.state[(room_id, *key)] = None
 
 
-def _want_events(wanted: Wanted, hot: HotRoom | None, room_id: RoomId, event: NewEvent) -> None:
+def want_events(wanted: Wanted, hot: HotRoom | None, room_id: RoomId, event: NewEvent) -> None:
     if event.redacts is not None:
         wanted.events[room_id, event.redacts] = True
         target = None if hot is None else hot.recent.get(event.redacts)

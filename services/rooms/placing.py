@@ -43,6 +43,8 @@ def place_event(
     sender_device: str | None = None,
     txn_id: str | None = None,
     forked: bool = False,
+    becomes_current: bool = True,
+    visibility: HistoryVisibility | None = None,
     redacted_by: EventId | None = None,
     original_pdu: bytes | None = None,
 ) -> int:
@@ -52,15 +54,17 @@ def place_event(
 
     Args:
         forked: the state before the event is not the room's current state.
+        becomes_current: whether a state event wins its key (after a fork another one may).
+        visibility: the history visibility before the event, where that is not the current one.
         redacted_by: `event` is already in its redacted form, because of this redaction.
     """
     position = work.partition.position + 1
     is_member = event.type == MEMBER and event.state_key is not None
-    visibility = _history_visibility(work)
+    visibility = visibility or _history_visibility(work)
     servers = _recipients(work, event, server_name)
     replaced = None
     stripped = None
-    if event.state_key is not None:
+    if event.state_key is not None and becomes_current:
         key = (event.type, event.state_key)
         replaced = work.state(key)
         work.set_state(key, event, position)

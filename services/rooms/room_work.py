@@ -90,6 +90,9 @@ class RoomWork:
     events: dict[EventId, EventRow] = field(default_factory=dict)
     current: dict[StateKey, tuple[str, int, str | None] | None] = field(default_factory=dict)
     rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
+    # What becomes of inbox rows: None when done, else the events that they wait for and whether outliers suffice.
+    inbox: dict[int, dict[EventId, bool] | None] = field(default_factory=dict)
+    arrived: dict[EventId, None] = field(default_factory=dict)  # events that parked PDUs waited for
     outcomes: list[Outcome] = field(default_factory=list)
     memberships: list[MembershipDelta] = field(default_factory=list)  # of the command that is being built
     _servers: tuple[ServerName, ...] | None = None
@@ -236,8 +239,20 @@ class RoomWork:
                 batch.rows["servers_gone"].append((part, room_id, server))
         batch.add("threads", ((part, room_id, root, *sums) for root, sums in self.thread_changes.items()))
         batch.add("receipts", ((part, room_id, *key, *receipt) for key, receipt in self.receipts.items()))
+        if self.inbox:
+            self._write_inbox(batch)
         if self.changed:
             self._write_room(batch)
+
+    def _write_inbox(self, batch: WriterBatch) -> None:
+        part, room_id = self.partition.partition, self.room_id
+        wanted: set[EventId] = set()
+        for inbox_id, missing in self.inbox.items():
+            batch.rows["inbox_gone" if missing is None else "inbox_parked"].append((part, inbox_id))
+            for event_id, as_outlier in (missing or {}).items():
+                wanted.add(event_id)
+                batch.rows["missing"].append((part, room_id, event_id, inbox_id, as_outlier))
+        batch.add("missing_gone", ((part, room_id, event_id) for event_id in self.arrived if event_id not in wanted))
 
     def _write_room(self, batch: WriterBatch) -> None:
         row = RoomRow(

@@ -25,10 +25,11 @@ from services.rooms.batch_builder import (
 from services.rooms.hot_rooms import HotRooms
 from services.rooms.needs import add_needs
 from services.rooms.ownership import Owner, Ownership
+from services.rooms.receiving import receive_command
 from services.rooms.room_work import PartitionWork, Refused, Signer, StateNotLoaded
 from tessera.bus import BusUnavailable, CommandBus, CommandReader, Delivered, RecordBus
 from tessera.clock import Clock
-from tessera.commands import Command, Outcome, encode_command, encode_outcome
+from tessera.commands import AppendPdu, Command, Outcome, ReceivePdus, Unpark, encode_command, encode_outcome
 from tessera.fanout import Fanout
 from tessera.records import PartitionBatch
 from tessera.storage.database import Database, DatabaseUnavailable, Transaction
@@ -323,6 +324,8 @@ class ShardWriter:
                 for command in commands:
                     if self._attempts.get(command.id, 0) >= MAX_ATTEMPTS:
                         self._bury(building, command)
+                    elif isinstance(command.body, AppendPdu | ReceivePdus | Unpark):
+                        await receive_command(tx, building, self._rooms, command, self._signer)
                     else:
                         build_command(building, self._rooms, command, self._signer)
             except StateNotLoaded as missing:

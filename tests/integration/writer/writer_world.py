@@ -27,7 +27,7 @@ KEY = SigningKey("1", b"\x01" * 32)
 ALICE, BOB = (UserId(f"@{name}:{SERVER}") for name in ("alice", "bob"))
 NOW_MS = 1_700_000_000_000
 TIMEOUT_SECONDS = 30.0
-LEVELS = {"users": {ALICE: 100}, "events": {"m.room.server_acl": 100}}
+LEVELS = {"events": {"m.room.topic": 0, "m.room.name": 0}}
 
 
 class RememberingFanout(LocalFanout):

@@ -1,0 +1,161 @@
+"""Giving a judged event its place among the forward extremities, and the room the state that follows.
+
+Spec: S-S API §Rejection, §Soft failure; Server-Server §Room State Resolution; DESIGN.md section 4.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+
+from matrixcore.events import Event, redact_event
+from matrixcore.identifiers import EventId, ServerName, StateKey
+from matrixcore.verdicts import Rejected, SoftFailed
+from matrixcore.visibility import parse_history_visibility
+from services.rooms.judging import Judged
+from services.rooms.placing import HISTORY_VISIBILITY, STRIPPED, place_event, unplaced_row
+from services.rooms.redacting import apply_redaction
+from services.rooms.room_past import RoomPast, State, changed, difference
+from services.rooms.room_work import RoomWork
+from tessera.records import RecordKind, StateBody
+from tessera.storage.state_loading import encode_delta
+
+LoadState = Callable[[Iterable[StateKey]], Awaitable[None]]
+MAX_PASSED = 500  # soft-failed and rejected events through which an event replaces extremities
+
+
+async def store_unplaced(
+    work: RoomWork, past: RoomPast, event: Event, judged: Judged, *, outlier: bool = False
+) -> None:
+    """Keep an event that nobody is shown: an outlier, a rejected or soft-failed one, a redaction without its target.
+
+    The last of these is part of the DAG like any accepted event.
+    """
+    verdict = judged.verdict
+    work.events[event.event_id] = unplaced_row(
+        work,
+        event,
+        outlier=outlier,
+        rejected=verdict.reason if isinstance(verdict, Rejected) else None,
+        soft_failed=verdict.reason if isinstance(verdict, SoftFailed) else None,
+        forked=judged.before is not None,
+    )
+    if outlier:
+        return
+    await _keep_state_before(work, past, event, judged)
+    _add_edges(work, event)
+    if not isinstance(verdict, Rejected | SoftFailed):
+        await _advance(work, past, event, judged)
+
+
+async def place_judged(
+    work: RoomWork,
+    past: RoomPast,
+    event: Event,
+    judged: Judged,
+    server_name: ServerName,
+    *,
+    load_state: LoadState,
+    redaction: Event | None = None,
+    sender_device: str | None = None,
+    txn_id: str | None = None,
+) -> None:
+    """Place an accepted event; where the room forks, resolve what its state is from here on.
+
+    Args:
+        load_state: makes current state known in memory at some keys.
+        redaction: an accepted one that waited for this event.
+    """
+    shown, original_pdu, redacted_by = event, None, None
+    if redaction is not None:
+        shown, original_pdu, redacted_by = redact_event(event), event.pdu, redaction.event_id
+    if judged.before is None:
+        place_event(
+            work,
+            shown,
+            server_name,
+            sender_device=sender_device,
+            txn_id=txn_id,
+            forked=work.forked,
+            redacted_by=redacted_by,
+            original_pdu=original_pdu,
+        )
+        work.advance(event)
+    else:
+        before = judged.before
+        current = await past.current_state()
+        await _keep_state_before(work, past, event, judged)
+        await _advance(work, past, event, judged)
+        resolved = await _resolve_extremities(work, past, event, before)
+        wins = event.state_key is not None and resolved.get(event.state_tuple) == event.event_id
+        explained = changed(current, {event.state_tuple: event.event_id}) if wins else current
+        delta = difference(explained, resolved)
+        await load_state([*delta, *STRIPPED])
+        visibility = await past.get_state_events(before, [HISTORY_VISIBILITY])
+        content = visibility[HISTORY_VISIBILITY].content if visibility else {}
+        place_event(
+            work,
+            shown,
+            server_name,
+            sender_device=sender_device,
+            txn_id=txn_id,
+            forked=bool(difference(current, before)),
+            becomes_current=wins,
+            visibility=parse_history_visibility(content.get("history_visibility")),
+            redacted_by=redacted_by,
+            original_pdu=original_pdu,
+        )
+        await _change_state(work, past, delta)
+    if event.redacts is not None:
+        apply_redaction(work, event)
+
+
+async def _resolve_extremities(work: RoomWork, past: RoomPast, event: Event, before: State) -> State:
+    """The room's state, once the event is one of its extremities."""
+    after = before if event.state_key is None else changed(before, {event.state_tuple: event.event_id})
+    others = [event_id for event_id in work.extremities if event_id != event.event_id]
+    places = await past.find_places(others)
+    return await past.resolve([after, *await past.states_after(list(places.values()))])
+
+
+async def _change_state(work: RoomWork, past: RoomPast, delta: dict[StateKey, EventId | None]) -> None:
+    """Tell of changes of current state that no event of the timeline explains, in one record."""
+    if not delta:
+        return
+    events = await past.find_events(event_id for event_id in delta.values() if event_id is not None)
+    body = StateBody(tuple((*key, event_id) for key, event_id in sorted(delta.items())))
+    position = work.record(RecordKind.STATE, body)
+    for key, event_id in delta.items():
+        work.set_state(key, None if event_id is None else events[event_id], position)
+
+
+async def _keep_state_before(work: RoomWork, past: RoomPast, event: Event, judged: Judged) -> None:
+    """Write how the state before the event differs from the room's, unless its place alone says it."""
+    delta: dict[StateKey, EventId | None] = {}
+    if judged.before is not None:
+        delta = difference(await past.current_state(), judged.before)
+    is_placed = event.event_id not in work.events
+    if delta or not is_placed:
+        part = work.partition
+        row = (part.partition, work.room_id, event.event_id, part.position, 0, encode_delta(delta))
+        work.add_row("forked_states", row)
+
+
+async def _advance(work: RoomWork, past: RoomPast, event: Event, judged: Judged) -> None:
+    """Move the extremities; those that the event reaches through events that cannot be extremities go too."""
+    passed = await _passed_through(past, judged)
+    work.extremities = tuple(event_id for event_id in work.extremities if event_id not in passed)
+    work.advance(event)
+
+
+async def _passed_through(past: RoomPast, judged: Judged) -> set[EventId]:
+    passed: set[EventId] = set()
+    unplaced = [place for place in judged.prev_places.values() if place.order is None]
+    while unplaced and len(passed) < MAX_PASSED:
+        events = await past.find_events(place.event_id for place in unplaced)
+        further = {prev for event in events.values() for prev in event.prev_events} - passed
+        passed |= further
+        unplaced = [place for place in (await past.find_places(further)).values() if place.order is None]
+    return passed
+
+
+def _add_edges(work: RoomWork, event: Event) -> None:
+    for prev_event in event.prev_events:
+        work.add_row("edges", (work.partition.partition, work.room_id, prev_event, event.event_id))

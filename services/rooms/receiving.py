@@ -1,0 +1,236 @@
+"""Taking in events that other servers made or signed too.
+
+An event whose ancestors are all here is judged by its auth events, by the state before it and by
+the room's current state; one that lacks some is parked in the inbox until they have arrived.
+
+Spec: S-S API §Checks performed on receipt of a PDU, §Rejection, §Soft failure.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import structlog
+
+from matrixcore.event_hashes import check_content_hash
+from matrixcore.events import Event, InvalidEvent, parse_event, redact_event
+from matrixcore.identifiers import EventId, StateKey
+from matrixcore.verdicts import Accepted
+from services.rooms.batch_builder import Building, CommandFailed, refuse, take_loaded, work_of
+from services.rooms.hot_rooms import HotRooms
+from services.rooms.judging import Judged, Missing, judge, judge_outlier
+from services.rooms.local_events import accept
+from services.rooms.merging import place_judged, store_unplaced
+from services.rooms.needs import state_keys_of, want_events, want_state
+from services.rooms.redacting import find_target, may_apply
+from services.rooms.room_past import RoomPast
+from services.rooms.room_work import Refused, RoomWork, Signer, StateNotLoaded
+from tessera.commands import AppendPdu, Command, NewEvent, Outcome, ReceivePdus
+from tessera.storage import inbox, state_loading
+from tessera.storage.database import DatabaseUnavailable, Transaction
+from tessera.storage.inbox import InboxRow
+from tessera.storage.rooms import Wanted, load
+
+log = structlog.get_logger(__name__)
+
+MAX_ROWS = 500  # of the inbox that one command takes in, those included that it sets free
+MAX_WAITING_REDACTIONS = 100
+
+
+async def receive_command(
+    tx: Transaction, building: Building, rooms: HotRooms, command: Command, signer: Signer
+) -> None:
+    """Add one command about finished PDUs to the batch; its outcome is accepted or refused.
+
+    Raises:
+        StateNotLoaded: load it and build the batch again.
+        CommandFailed: this command breaks the writer; build the batch again without it.
+        DatabaseUnavailable
+    """
+    try:
+        building.outcomes.append(await _outcome_of(tx, building, rooms, command, signer))
+    except (StateNotLoaded, DatabaseUnavailable, OSError, TimeoutError):
+        raise
+    except Refused as refusal:
+        building.outcomes.append(refuse(building, command, refusal))
+    except Exception as error:
+        log.exception("command failed", room_id=command.room_id, kind=type(command.body).__name__)
+        raise CommandFailed(command) from error
+
+
+async def _outcome_of(
+    tx: Transaction, building: Building, rooms: HotRooms, command: Command, signer: Signer
+) -> Outcome:
+    body = command.body
+    receiver = Receiver(tx, building, rooms, work_of(building, rooms, command), signer)
+    if isinstance(body, AppendPdu):
+        return await receiver.append(command, body)
+    if isinstance(body, ReceivePdus):
+        rows = await inbox.load(tx, command.room_id, body.inbox_ids[:MAX_ROWS])
+    else:
+        rows = await inbox.load_waiting(tx, command.room_id, MAX_ROWS)
+    return accept(receiver.work, command, tuple(await receiver.receive(rows)))
+
+
+class Receiver:
+    """Takes in the PDUs of one command."""
+
+    def __init__(self, tx: Transaction, building: Building, rooms: HotRooms, work: RoomWork, signer: Signer) -> None:
+        self.work = work
+        self._tx = tx
+        self._building = building
+        self._rooms = rooms
+        self._signer = signer
+        self._past = RoomPast(tx, work)
+        self._redactions: dict[EventId, Event] = {}  # target -> a redaction that waits for it
+
+    async def append(self, command: Command, body: AppendPdu) -> Outcome:
+        """Place a finished event of a local user, or of one who joins through this server; store nothing else.
+
+        Raises:
+            Refused
+        """
+        try:
+            event = parse_event(body.pdu, self.work.rules)
+        except InvalidEvent as error:
+            raise Refused(413 if error.too_large else 400, "M_BAD_JSON", error.reason) from error
+        if event.room_id != self.work.room_id or event.sender != command.sender or not event.prev_events:
+            raise Refused(400, "M_BAD_JSON", "The event is not of this room and sender")
+        await self._load_needs([event])
+        known = (await self._past.find_places([event.event_id])).get(event.event_id)
+        if known is not None and known.order is not None:
+            return accept(self.work, command, (event.event_id,))
+        judged = await judge(self.work, self._past, event)
+        if isinstance(judged, Missing):
+            raise Refused(400, "M_BAD_JSON", "The event refers to events that are not known here")
+        if not isinstance(judged.verdict, Accepted):
+            raise Refused(403, "M_FORBIDDEN", judged.verdict.reason)
+        await self._place(event, judged, sender_device=body.sender_device, txn_id=body.txn_id)
+        return accept(self.work, command, (event.event_id,))
+
+    async def receive(self, rows: Sequence[InboxRow]) -> list[EventId]:
+        """Take in PDUs and those that waited for them; the IDs of the events that are stored now."""
+        stored: list[EventId] = []
+        budget = MAX_ROWS
+        while rows and budget > 0:
+            rows = rows[:budget]
+            budget -= len(rows)
+            fresh = await self._receive_round(rows)
+            stored += fresh
+            rows = await self._set_free(fresh, budget)
+        return stored
+
+    async def _receive_round(self, rows: Iterable[InboxRow]) -> list[EventId]:
+        pairs: list[tuple[InboxRow, Event]] = []
+        for row in rows:
+            event = self._parse(row)
+            if event is None:
+                self.work.inbox[row.inbox_id] = None
+            else:
+                pairs.append((row, event))
+        # Depth is forgeable and decides nothing: most ancestors come first by it, and the others are set free later.
+        pairs.sort(key=lambda pair: pair[1].depth)
+        await self._load_needs([event for _, event in pairs])
+        return [event.event_id for row, event in pairs if await self._receive_one(row, event)]
+
+    def _parse(self, row: InboxRow) -> Event | None:
+        """The event of a row; in its redacted form if its contents are not what its hash says."""
+        try:
+            event = parse_event(row.pdu, self.work.rules)
+        except InvalidEvent as error:
+            log.info("dropped a PDU", room_id=self.work.room_id, origin=row.origin, reason=error.reason)
+            return None
+        if event.room_id != self.work.room_id or not event.prev_events:
+            log.info("dropped a PDU", room_id=self.work.room_id, origin=row.origin, reason="not of the room's DAG")
+            return None
+        return event if check_content_hash(event.fields, event.rules) else redact_event(event)
+
+    async def _receive_one(self, row: InboxRow, event: Event) -> bool:
+        """Store an event, or park it; whether it is stored now and was not before."""
+        known = (await self._past.find_places([event.event_id])).get(event.event_id)
+        if known is not None and (row.outlier or not known.is_outlier):
+            self.work.inbox[row.inbox_id] = None
+            return False
+        judged = await (judge_outlier if row.outlier else judge)(self.work, self._past, event)
+        if isinstance(judged, Missing):
+            self.work.inbox[row.inbox_id] = judged.events
+            return False
+        self.work.inbox[row.inbox_id] = None
+        if row.outlier or not isinstance(judged.verdict, Accepted) or self._must_wait(event):
+            await store_unplaced(self.work, self._past, event, judged, outlier=row.outlier)
+        else:
+            await self._place(event, judged)
+        return True
+
+    async def _place(
+        self, event: Event, judged: Judged, *, sender_device: str | None = None, txn_id: str | None = None
+    ) -> None:
+        redaction = self._redactions.get(event.event_id)
+        if redaction is not None and not may_apply(self.work, redaction, event):
+            redaction = None
+        await place_judged(
+            self.work,
+            self._past,
+            event,
+            judged,
+            self._signer.server_name,
+            load_state=self._load_state,
+            redaction=redaction,
+            sender_device=sender_device,
+            txn_id=txn_id,
+        )
+
+    def _must_wait(self, event: Event) -> bool:
+        """Whether a redaction has no target yet: it is kept without a place, and meets its target when that comes."""
+        if event.redacts is None or find_target(self.work, event.redacts) is not None:
+            return False
+        self._redactions.setdefault(event.redacts, event)
+        return True
+
+    async def _set_free(self, fresh: Sequence[EventId], limit: int) -> list[InboxRow]:
+        """The parked rows that waited for events that are stored now."""
+        if not fresh or limit <= 0:
+            return []
+        work = self.work
+        rows = await inbox.load_waiting_for(self._tx, work.room_id, fresh, limit)
+        if rows:
+            work.arrived.update(dict.fromkeys(fresh))
+        parked = [i for i, missing in work.inbox.items() if missing and not missing.keys().isdisjoint(fresh)]
+        loaded = {row.inbox_id for row in rows}
+        rows += await inbox.load(self._tx, work.room_id, [i for i in parked if i not in loaded])
+        return [row for row in rows if work.inbox.get(row.inbox_id, ()) is not None][:limit]
+
+    async def _load_needs(self, events: Sequence[Event]) -> None:
+        """Everything that judging and placing the events looks at, where the room is linear."""
+        if not events:
+            return
+        work, wanted = self.work, Wanted()
+        for event in events:
+            new = NewEvent(event.type, event.state_key, dict(event.content), event.redacts)
+            keys = state_keys_of(new, event.sender, self._signer.server_name)
+            want_state(wanted, work.hot, work.room_id, keys)
+            want_events(wanted, work.hot, work.room_id, new)
+        await self._load(wanted)
+        named = [named for e in events for named in (e.event_id, *e.prev_events)]
+        await self._past.find_places(named)
+        await self._past.find_events([cited for event in events for cited in event.auth_events])
+        found = await state_loading.list_redactions(
+            self._tx, work.room_id, [event.event_id for event in events], MAX_WAITING_REDACTIONS
+        )
+        for redaction in (await self._past.find_events(found)).values():
+            if redaction.redacts is not None:
+                self._redactions.setdefault(redaction.redacts, redaction)
+
+    async def _load_state(self, keys: Iterable[StateKey]) -> None:
+        """Make current state known at more keys."""
+        wanted = Wanted()
+        want_state(wanted, self.work.hot, self.work.room_id, keys)
+        await self._load(wanted)
+
+    async def _load(self, wanted: Wanted) -> None:
+        if not wanted:
+            return
+        found = await load(self._tx, wanted)
+        take_loaded(self._rooms, wanted, found)
+        loaded = self._building.loaded
+        loaded.state.update(found.state)
+        loaded.events.update(found.events)
+        loaded.threads.update(found.threads)

@@ -1,0 +1,303 @@
+"""PDUs of other servers through the real writer. Spec: S-S API §Checks performed on receipt of a PDU."""
+
+import pytest
+from remote_room import CARLA, DORA, remote_room
+from writer_world import ALICE, BOB, KEY, SERVER, World, message
+
+from matrixcore.event_signing import sign_event
+from matrixcore.events import Event
+from tessera.commands import Append, AppendPdu, NewEvent, OutcomeStatus, Unpark
+from tessera.records import LogRecord, RecordKind, StateBody, encode_record
+from tessera.storage import inbox
+
+ALL_VERSIONS = ["1", "2", "6", "10", "11", "12"]
+
+
+def told(world: World, event: Event) -> list[LogRecord]:
+    """The records of an event."""
+    return [
+        record
+        for records in world.published_records().values()
+        for record in records
+        if record.kind is RecordKind.EVENT and record.event.event_id == event.event_id
+    ]
+
+
+async def check_read_back(world: World) -> None:
+    """What is read from PostgreSQL is what was published."""
+    published, stored = world.published_records(), await world.stored_records()
+    for partition, records in stored.items():
+        assert [record.position for record in records] == list(range(1, len(records) + 1))
+        assert [encode_record(r) for r in records] == [encode_record(r) for r in published[partition]]
+
+
+@pytest.mark.parametrize("version", ALL_VERSIONS)
+async def test_a_linear_room_takes_events_in(any_world: World, version: str) -> None:
+    world = any_world
+    async with world.writer():
+        room = await remote_room(world, version)
+        events = [room.message("hello"), room.topic("t"), room.join(DORA)]
+        outcome = await room.deliver(*events)
+        assert list(outcome.event_ids) == [event.event_id for event in events]
+        assert await room.current() == room.after[room.tip]
+        assert await room.extremities() == {room.tip}
+        assert await room.inbox_states() == []
+        assert [len(told(world, event)) for event in events] == [1, 1, 1]
+        sent = await world.accepted(room.room_id, message())  # on top of what came in
+        assert (await room.extremities()) == set(sent.event_ids)
+    await check_read_back(world)
+
+
+async def test_an_event_is_taken_in_once(world: World) -> None:
+    async with world.writer():
+        room = await remote_room(world)
+        event = room.message("hello")
+        await room.deliver(event)
+        again = await room.deliver(event)
+        assert again.event_ids == ()
+        assert len(told(world, event)) == 1
+        assert await room.inbox_states() == []
+
+
+async def test_a_batch_of_linear_events_costs_few_statements(world: World) -> None:
+    async with world.writer():
+        room = await remote_room(world)
+        counts = []
+        for size in (2, 40):
+            inbox_ids = await room.put(*[room.message(str(number)) for number in range(size)])
+            async with world.shards.of_room(room.room_id).counting() as count:
+                await room.name(inbox_ids)
+            counts.append(count.statements)
+        assert counts[0] == counts[1] <= 7
+
+
+@pytest.mark.parametrize("version", ["2", "11", "12"])
+async def test_a_fork_keeps_both_ends_and_resolves_the_state(world: World, version: str) -> None:
+    async with world.writer():
+        room = await remote_room(world, version)
+        root = room.tip
+        left = room.topic("left", prev=[root])
+        right = room.topic("right", prev=[root])
+        await room.deliver(left)
+        await room.deliver(right)
+        ends = [left.event_id, right.event_id]
+        assert await room.extremities() == set(ends)
+        assert await room.current() == room.before(ends)
+        merge = room.message("merge", prev=ends)
+        await room.deliver(merge)
+        assert await room.extremities() == {merge.event_id}
+        assert await room.current() == room.after[merge.event_id]
+    await check_read_back(world)
+
+
+async def test_what_no_event_explains_is_told_as_state(world: World) -> None:
+    async with world.writer():
+        room = await remote_room(world)
+        root = room.tip
+        older = room.topic("older", prev=[root], at_ms=1)
+        branch = room.message("on the root", prev=[root])
+        name = room.make("m.room.name", {"name": "n"}, state_key="", prev=[branch.event_id])
+        await room.deliver(older)
+        # Both come at once on a branch that does not know the topic: each explains itself.
+        await room.deliver(branch, name)
+        kinds = [r.kind for records in world.published_records().values() for r in records]
+        assert RecordKind.STATE not in kinds
+        # Another topic, on the branch and later: it wins.
+        newer = room.topic("newer", prev=[name.event_id])
+        await room.deliver(newer)
+        assert (await room.current())["m.room.topic", ""] == newer.event_id
+        # One on the branch of the first, made before: it does not win, and is shown all the same.
+        loser = room.topic("loser", prev=[older.event_id], at_ms=2)
+        await room.deliver(loser)
+        assert (await room.current())["m.room.topic", ""] == newer.event_id
+        (record,) = told(world, loser)
+        assert record.event.forked
+        assert record.event.replaces_state is None
+    await check_read_back(world)
+
+
+async def test_a_ban_that_comes_late_undoes_what_stood_on_its_absence(world: World) -> None:
+    async with world.writer():
+        room = await remote_room(world)
+        root = room.tip
+        banned = room.topic("by carla", prev=[root])
+        await room.deliver(banned)
+        ban = room.make("m.room.member", {"membership": "ban"}, sender=ALICE, state_key=CARLA, prev=[root])
+        await room.deliver(ban)
+        ends = [banned.event_id, ban.event_id]
+        current = await room.current()
+        assert current == room.before(ends)
+        assert ("m.room.topic", "") not in current
+        states = [
+            r.body for records in world.published_records().values() for r in records if r.kind is RecordKind.STATE
+        ]
+        assert states == [StateBody((("m.room.topic", "", None),))]
+        # On the branch that does not know the ban she may write, but the room as it is does not want it.
+        late = room.message("late", prev=[banned.event_id])
+        await room.deliver(late)
+        row = await room.row(late)
+        assert row["soft_failed"] is not None
+        assert row["anchor"] is None
+        assert told(world, late) == []
+        assert await room.extremities() == set(ends)
+        # Whoever refers to it is judged by its place, and its prev events are no ends any more.
+        merge = room.message("merge", sender=ALICE, prev=[late.event_id, ban.event_id])
+        await room.deliver(merge)
+        assert len(told(world, merge)) == 1
+        assert await room.extremities() == {merge.event_id}
+        assert await room.current() == room.after[merge.event_id]
+    await check_read_back(world)
+
+
+async def test_what_the_rules_forbid_is_rejected_and_stays_out_of_the_state(world: World) -> None:
+    async with world.writer():
+        room = await remote_room(world)
+        root, state = room.tip, room.after[room.tip]
+        bad = room.make("m.room.power_levels", {"users": {CARLA: 100}}, state_key="", prev=[root])
+        await room.deliver(bad)
+        row = await room.row(bad)
+        assert row["rejected"] is not None
+        assert await room.current() == state
+        assert await room.extremities() == {root}
+        room.after[bad.event_id] = state  # the state after a rejected event is that before it
+        child = room.message("on top of it", prev=[bad.event_id])
+        await room.deliver(child)
+        assert len(told(world, child)) == 1
+        assert await room.extremities() == {child.event_id}
+        cites = room.message("cites it", prev=[child.event_id], auth=[*child.auth_events[:1], bad.event_id])
+        await room.deliver(cites)
+        assert (await room.row(cites))["rejected"] is not None
+
+
+async def test_a_gap_parks_and_the_ancestor_sets_free(any_world: World) -> None:
+    world = any_world
+    async with world.writer():
+        room = await remote_room(world)
+        events = [room.message(str(number)) for number in range(6)]
+        await room.deliver(events[3], events[5])
+        await room.deliver(events[4])
+        assert await room.inbox_states() == ["parked"] * 3
+        async with world.shards.of_room(room.room_id).reading() as tx:
+            missing = await inbox.list_missing(tx, room.room_id, 10)
+        assert {one.event_id for one in missing} == {events[2].event_id, events[4].event_id} | {events[3].event_id}
+        await room.deliver(events[2])
+        await room.deliver(events[1], events[0])
+        assert await room.inbox_states() == []
+        assert await room.extremities() == {events[5].event_id}
+        assert [len(told(world, event)) for event in events] == [1] * 6
+        assert await world.shards.of_room(room.room_id).fetchval("SELECT count(*) FROM rooms.missing_events") == 0
+    await check_read_back(world)
+
+
+async def test_staged_ancestors_are_taken_in_by_unpark(world: World) -> None:
+    async with world.writer():
+        room = await remote_room(world)
+        events = [room.message(str(number)) for number in range(5)]
+        await room.deliver(events[4])
+        await room.put(*reversed(events[:4]), state="staged")
+        outcome = await world.accepted(room.room_id, Unpark(), BOB)
+        assert set(outcome.event_ids) == {event.event_id for event in events}
+        assert await room.inbox_states() == []
+        assert await room.extremities() == {events[4].event_id}
+
+
+async def test_an_auth_event_suffices_as_an_outlier(world: World) -> None:
+    async with world.writer():
+        room = await remote_room(world)
+        root = room.tip
+        member = room.join(DORA, prev=[root])  # on a branch that never comes
+        room.tip = root
+        event = room.message("x", prev=[root], auth=[room.after[root]["m.room.create", ""], member.event_id])
+        await room.deliver(event)
+        async with world.shards.of_room(room.room_id).reading() as tx:
+            assert [tuple(one) for one in await inbox.list_missing(tx, room.room_id, 10)] == [(member.event_id, True)]
+        await room.deliver(member, outlier=True)
+        assert (await room.row(member))["outlier"]
+        assert (await room.row(event))["rejected"] is not None  # it cites what is not its to cite
+        assert await room.inbox_states() == []
+        await room.deliver(member)  # and now as part of the DAG
+        assert not (await room.row(member))["outlier"]
+        assert len(told(world, member)) == 1
+
+
+async def test_nonsense_is_dropped(world: World) -> None:
+    async with world.writer():
+        room = await remote_room(world)
+        event = room.message("x")
+        ids = await room.put(event)
+        await world.shards.of_room(room.room_id).execute("UPDATE rooms.inbox SET pdu = '{}'")
+        assert (await room.name(ids)).event_ids == ()
+        assert await room.inbox_states() == []
+        assert await room.row(event) is None
+
+
+async def test_a_wrong_content_hash_redacts(world: World) -> None:
+    async with world.writer():
+        room = await remote_room(world)
+        event = room.message("x")
+        ids = await room.put(event)
+        await world.shards.of_room(room.room_id).execute(
+            "UPDATE rooms.inbox SET pdu = $1", event.pdu.replace(b'"body":"x"', b'"body":"forged"')
+        )
+        await room.name(ids)
+        (record,) = told(world, event)
+        assert b"forged" not in record.event.client
+
+
+@pytest.mark.parametrize("version", ["10", "11"])
+async def test_a_redaction_meets_its_target_in_either_order(world: World, version: str) -> None:
+    async with world.writer():
+        room = await remote_room(world, version)
+        first = room.message("secret one")
+        redaction = room.make("m.room.redaction", {}, redacts=first.event_id)
+        await room.deliver(first, redaction)
+        assert b"secret" not in (await room.row(first))["pdu"]
+        root = room.tip
+        second = room.message("secret two", prev=[root])
+        early = room.make("m.room.redaction", {}, redacts=second.event_id, prev=[root])
+        await room.deliver(early)
+        assert told(world, early) == []
+        await room.deliver(second)
+        (record,) = told(world, second)
+        assert b"secret" not in record.event.client
+        assert record.event.redacted
+        row = await room.row(second)
+        assert row["redacted_by"] == early.event_id
+        assert b"secret two" in row["original_pdu"]
+        assert await room.extremities() == {early.event_id, second.event_id}
+
+
+async def test_a_finished_pdu_is_appended_once(world: World) -> None:
+    async with world.writer():
+        room = await remote_room(world)
+        invite = room.make("m.room.member", {"membership": "invite"}, sender=ALICE, state_key=DORA)
+        signed = sign_event(invite, SERVER, KEY)
+        outcome = await world.accepted(room.room_id, AppendPdu(signed.pdu, "DEV", "txn"))
+        assert outcome.event_ids == (invite.event_id,)
+        again = await world.accepted(room.room_id, AppendPdu(signed.pdu, "DEV", "txn"))
+        assert again.event_ids == outcome.event_ids
+        (record,) = told(world, invite)
+        assert (record.event.sender_device, record.event.txn_id) == ("DEV", "txn")
+        assert record.event.servers == ("there.org",)
+    await check_read_back(world)
+
+
+async def test_a_finished_pdu_is_refused_as_a_local_event_would_be(world: World) -> None:
+    async with world.writer():
+        room = await remote_room(world)
+        root = room.tip
+        stale = room.topic("stale", prev=[root])
+        eve = room.make("m.room.message", {}, sender=BOB, prev=[root], auth=stale.auth_events)
+        for pdu, sender, status in (
+            (b"{}", CARLA, 400),
+            (stale.pdu, ALICE, 400),  # not the sender's
+            (eve.pdu, BOB, 403),  # not in the room
+        ):
+            outcome = await world.submit(world.command(room.room_id, AppendPdu(pdu), sender))
+            assert (outcome.status, outcome.http_status) == (OutcomeStatus.REFUSED, status)
+        kick = Append(NewEvent("m.room.member", CARLA, {"membership": "leave"}))
+        await world.accepted(room.room_id, kick)
+        outcome = await world.submit(world.command(room.room_id, AppendPdu(stale.pdu), CARLA))
+        assert outcome.http_status == 403  # it was allowed where it stands, and is not any more
+        assert await room.row(stale) is None
+    await check_read_back(world)
