@@ -24,6 +24,7 @@ from matrixcore.identifiers import ServerName
 from services.gateway import profile_propagation
 from services.gateway.app import build_gateway, gateway_routers, gateway_routes
 from services.gateway.passwords import Passwords
+from services.media.dependencies import MediaDeps
 from services.media.main import build_media
 from services.media.routes import media_routes
 from services.projector import directory, memberships
@@ -187,7 +188,7 @@ async def run_services(settings: Settings, stores: Stores, clock: Clock) -> Asyn
         signing_key=signing_key,
         passwords=passwords,
     )
-    media = build_media(settings, accounts, clock, ids, limits)
+    media = _media(settings, accounts, clock, ids, limits)
     writer = RoomWriter(
         server_name=ServerName(settings.server_name),
         signing_key=signing_key,
@@ -243,6 +244,18 @@ async def run_services(settings: Settings, stores: Stores, clock: Clock) -> Asyn
             metrics=RequestMetrics(registry),
             sync=sync,
         )
+
+
+def _media(settings: Settings, accounts: Database, clock: Clock, ids: IdSource, limits: LocalRateLimits) -> MediaDeps:
+    """The media service, whose directory is made by the way.
+
+    Raises:
+        ServeError: the directory cannot be made.
+    """
+    try:
+        return build_media(settings, accounts, clock, ids, limits)
+    except OSError as error:
+        raise ServeError(f"media_store_path: {settings.media_directory} cannot be used: {error.strerror}") from error
 
 
 def make_app(services: Services, listener: Listener) -> MatrixApp:

@@ -1,5 +1,6 @@
 """What only shows when several keys are looked at together, or the files that they name."""
 
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,11 +50,25 @@ def file_problems(settings: Settings) -> list[Problem]:
         for key, path in _named_files(settings)
         if (reason := _why_unreadable(path)) is not None
     ]
+    if not problems:
+        problems.extend(_certificate_problems(settings))
     try:
         load_signing_keys(settings)
     except ConfigError as error:
         problems.extend(error.problems)
     return problems
+
+
+def _certificate_problems(settings: Settings) -> Iterator[Problem]:
+    certificate, key = settings.tls_certificate_path, settings.tls_private_key_path
+    if certificate is None or key is None or not any(listener.tls for listener in settings.listeners):
+        return
+    try:
+        # With a password, though a wrong one, nobody is asked for it at the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=str)
+    except (ssl.SSLError, OSError) as error:
+        reason = getattr(error, "reason", None) or error
+        yield Problem("tls_certificate_path", f"{certificate} with the key {key} cannot be used: {reason}")
 
 
 def load_signing_keys(settings: Settings) -> list[SigningKey]:
