@@ -196,11 +196,11 @@ async def test_unknown_tokens(target: Target, token: str) -> None:
         assert is_clean(query)
 
 
-@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic YTpi", "Bearer\ttoken", "bearer", ","])
-async def test_headers_without_a_token(target: Target, header: str) -> None:
-    response = await target.client.get("/_matrix/client/v3/account/whoami", headers={"Authorization": header})
-    assert response.status_code == 401
-    assert response.json()["errcode"] in ("M_MISSING_TOKEN", "M_UNKNOWN_TOKEN")
+async def test_headers_without_a_token(target: Target) -> None:
+    for header in ("", "Bearer", "Bearer ", "Basic YTpi", "Bearer\ttoken", "bearer", ","):
+        response = await target.client.get("/_matrix/client/v3/account/whoami", headers={"Authorization": header})
+        assert response.status_code == 401, header
+        assert response.json()["errcode"] in ("M_MISSING_TOKEN", "M_UNKNOWN_TOKEN")
 
 
 async def test_a_revoked_token_is_unknown_on_every_route(target: Target) -> None:

@@ -90,11 +90,10 @@ async def test_every_route_refuses_them(target: Target) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize(("method", "path"), ROUTES)
-async def test_a_body_beyond_a_mebibyte_is_too_large(target: Target, method: str, path: str) -> None:
-    response = await target.send(method, path, raw=b'{"a": "' + b"x" * (1 << 20) + b'"}')
-    assert response.status_code == 413
-    assert response.json()["errcode"] == "M_TOO_LARGE"
+async def test_a_body_beyond_a_mebibyte_is_too_large(target: Target) -> None:
+    for method, path in ROUTES:
+        response = await target.send(method, path, raw=b'{"a": "' + b"x" * (1 << 20) + b'"}')
+        assert (response.status_code, response.json()["errcode"]) == (413, "M_TOO_LARGE"), path
 
 
 @pytest.mark.parametrize(
