@@ -10,10 +10,11 @@ from matrixcore.identifiers import EventId, ServerName, StateKey
 from matrixcore.verdicts import Rejected, SoftFailed
 from matrixcore.visibility import parse_history_visibility
 from services.rooms.judging import Judged
-from services.rooms.placing import HISTORY_VISIBILITY, STRIPPED, place_event, unplaced_row
+from services.rooms.placing import HISTORY_VISIBILITY, STRIPPED, note_membership, place_event, unplaced_row
 from services.rooms.redacting import apply_redaction
 from services.rooms.room_past import RoomPast, State, changed, difference
-from services.rooms.room_work import RoomWork
+from services.rooms.room_work import MEMBER, RoomWork, local_user
+from tessera.commands import MembershipDelta
 from tessera.records import RecordKind, StateBody
 from tessera.storage.state_loading import encode_delta
 
@@ -102,7 +103,7 @@ async def place_judged(
             redacted_by=redacted_by,
             original_pdu=original_pdu,
         )
-        await _change_state(work, past, delta)
+        await _change_state(work, past, delta, server_name)
     if event.redacts is not None:
         apply_redaction(work, event)
 
@@ -115,15 +116,29 @@ async def _resolve_extremities(work: RoomWork, past: RoomPast, event: Event, bef
     return await past.resolve([after, *await past.states_after(list(places.values()))])
 
 
-async def _change_state(work: RoomWork, past: RoomPast, delta: dict[StateKey, EventId | None]) -> None:
+async def _change_state(
+    work: RoomWork, past: RoomPast, delta: dict[StateKey, EventId | None], server_name: ServerName
+) -> None:
     """Tell of changes of current state that no event of the timeline explains, in one record."""
     if not delta:
         return
     events = await past.find_events(event_id for event_id in delta.values() if event_id is not None)
     body = StateBody(tuple((*key, event_id) for key, event_id in sorted(delta.items())))
     position = work.record(RecordKind.STATE, body)
+    replaced = {key: work.state(key) for key in delta}
     for key, event_id in delta.items():
         work.set_state(key, None if event_id is None else events[event_id], position)
+    for key, before in replaced.items():
+        after = work.state(key)
+        if key[0] != MEMBER:
+            continue
+        if after is not None:
+            note_membership(work, after, before, position, server_name)
+        elif before is not None and (user_id := local_user(key[1], server_name)) is not None:
+            was = before.membership or "leave"
+            work.memberships.append(
+                MembershipDelta(user_id, "leave", before.event_id, before.sender, position, None, was)
+            )
 
 
 async def _keep_state_before(work: RoomWork, past: RoomPast, event: Event, judged: Judged) -> None:

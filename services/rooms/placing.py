@@ -69,7 +69,7 @@ def place_event(
         replaced = work.state(key)
         work.set_state(key, event, position)
         if is_member:
-            stripped = _note_membership(work, event, replaced, position, server_name)
+            stripped = note_membership(work, event, replaced, position, server_name)
     relation = None if redacted_by is not None else parse_relation(event.content)
     root = _thread_of(work, relation)
     counters, mentions = _count(work, event, relation, root, position, server_name)
@@ -80,7 +80,7 @@ def place_event(
         event.sender,
         event.origin_server_ts,
         client_form(event),
-        event.membership if is_member else None,
+        event.membership if is_member and becomes_current else None,
         sender_device,
         txn_id,
         None if replaced is None else replaced.event_id,
@@ -240,7 +240,7 @@ def _recipients(work: RoomWork, event: Event, server_name: ServerName) -> tuple[
     return servers
 
 
-def _note_membership(
+def note_membership(
     work: RoomWork, event: Event, replaced: Event | None, position: int, server_name: ServerName
 ) -> bytes | None:
     """Tell the command's outcome of a local user's membership; the stripped state of an invite or knock."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import structlog
 
 from matrixcore.event_hashes import check_content_hash
-from matrixcore.events import Event, InvalidEvent, parse_event, redact_event
+from matrixcore.events import Event, InvalidEvent, load_event, parse_event, redact_event
 from matrixcore.identifiers import EventId, StateKey
 from matrixcore.verdicts import Accepted
 from services.rooms.batch_builder import Building, CommandFailed, refuse, take_loaded, work_of
@@ -220,10 +220,17 @@ class Receiver:
                 self._redactions.setdefault(redaction.redacts, redaction)
 
     async def _load_state(self, keys: Iterable[StateKey]) -> None:
-        """Make current state known at more keys."""
-        wanted = Wanted()
-        want_state(wanted, self.work.hot, self.work.room_id, keys)
-        await self._load(wanted)
+        """Make current state known at more keys, without a place in the hot room's memory."""
+        work, wanted = self.work, Wanted()
+        keys = [key for key in keys if key not in work.pinned]
+        want_state(wanted, work.hot, work.room_id, keys)
+        if not wanted:
+            return
+        found = (await load(self._tx, wanted)).state
+        for room_id, *key in wanted.state:
+            pair = found.get((room_id, key[0], key[1]))
+            event = None if pair is None else load_event(pair[1], pair[0], work.rules, room_id=room_id)
+            work.pinned[key[0], key[1]] = event
 
     async def _load(self, wanted: Wanted) -> None:
         if not wanted:

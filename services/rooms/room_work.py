@@ -93,6 +93,8 @@ class RoomWork:
     # What becomes of inbox rows: None when done, else the events that they wait for and whether outliers suffice.
     inbox: dict[int, dict[EventId, bool] | None] = field(default_factory=dict)
     arrived: dict[EventId, None] = field(default_factory=dict)  # events that parked PDUs waited for
+    # Current state as it was committed, for this batch only: a resolution may change more than a hot room can hold.
+    pinned: dict[StateKey, Event | None] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
     memberships: list[MembershipDelta] = field(default_factory=list)  # of the command that is being built
     _servers: tuple[ServerName, ...] | None = None
@@ -116,6 +118,8 @@ class RoomWork:
         known = self.hot.state
         if key in known:
             return known[key]
+        if key in self.pinned:
+            return self.pinned[key]
         if self.is_new:
             return None
         raise StateNotLoaded(self.room_id, key)

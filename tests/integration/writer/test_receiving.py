@@ -6,7 +6,8 @@ from writer_world import ALICE, BOB, KEY, SERVER, World, message
 
 from matrixcore.event_signing import sign_event
 from matrixcore.events import Event
-from tessera.commands import Append, AppendPdu, NewEvent, OutcomeStatus, Unpark
+from matrixcore.identifiers import RoomId
+from tessera.commands import Append, AppendPdu, NewEvent, OutcomeStatus, ReceivePdus, Unpark
 from tessera.records import LogRecord, RecordKind, StateBody, encode_record
 from tessera.storage import inbox
 
@@ -301,3 +302,56 @@ async def test_a_finished_pdu_is_refused_as_a_local_event_would_be(world: World)
         assert outcome.http_status == 403  # it was allowed where it stands, and is not any more
         assert await room.row(stale) is None
     await check_read_back(world)
+
+
+async def test_a_local_users_membership_that_a_resolution_takes_away_is_in_the_outcome(world: World) -> None:
+    async with world.writer():
+        room = await remote_room(world)
+        root = room.tip
+        # Carla, who may invite, invites Bob on one branch; on the other she was banned before.
+        invite = room.make("m.room.member", {"membership": "invite"}, sender=CARLA, state_key=BOB, prev=[root])
+        ban = room.make("m.room.member", {"membership": "ban"}, sender=ALICE, state_key=CARLA, prev=[root])
+        invited = await room.deliver(invite)
+        assert [(d.user_id, d.membership) for d in invited.memberships] == [(BOB, "invite")]
+        banned = await room.deliver(ban)
+        assert await room.current() == room.before([invite.event_id, ban.event_id])
+        assert [(d.user_id, d.membership, d.prev_membership) for d in banned.memberships] == [(BOB, "leave", "invite")]
+        query = "SELECT joined_count, invited_count FROM rooms.rooms WHERE room_id = $1"
+        assert tuple(await world.shards.of_room(room.room_id).fetchrow(query, room.room_id)) == (1, 0)
+        # The other way round the invite loses at once: it is shown to nobody, and invites nobody.
+        other = await remote_room(world)
+        root = other.tip
+        invite = other.make("m.room.member", {"membership": "invite"}, sender=CARLA, state_key=BOB, prev=[root])
+        ban = other.make("m.room.member", {"membership": "ban"}, sender=ALICE, state_key=CARLA, prev=[root])
+        await other.deliver(ban)
+        assert (await other.deliver(invite)).memberships == ()
+        assert told(world, invite) == []
+
+
+async def test_the_writer_begins_cold_where_it_forked(world: World) -> None:
+    async with world.writer():
+        room = await remote_room(world)
+        root = room.tip
+        left, right = (
+            room.topic("left", prev=[root]),
+            room.make("m.room.name", {"name": "r"}, state_key="", prev=[root]),
+        )
+        await room.deliver(left, right)
+    async with world.writer():
+        end = room.message("on one end", prev=[left.event_id])
+        await room.deliver(end)
+        assert await room.extremities() == {end.event_id, right.event_id}
+        assert await room.current() == room.before([end.event_id, right.event_id])
+        sent = await world.accepted(room.room_id, message("on both"))
+        assert await room.extremities() == set(sent.event_ids)
+    await check_read_back(world)
+
+
+async def test_a_room_that_is_not_here_leaves_its_inbox_alone(world: World) -> None:
+    async with world.writer():
+        room = await remote_room(world)
+        ids = await room.put(room.message("x"))
+        unknown = RoomId("!unknown:here.org")
+        outcome = await world.submit(world.command(unknown, ReceivePdus(tuple(ids))))
+        assert (outcome.status, outcome.http_status) == (OutcomeStatus.REFUSED, 404)
+        assert await room.inbox_states() == ["new"]
