@@ -134,8 +134,8 @@ class RemoteRoom:
 
     async def inbox_states(self) -> list[str]:
         """The states of the rows that are left in the inbox."""
-        query = "SELECT state FROM rooms.inbox ORDER BY inbox_id"
-        return [row[0] for row in await self.world.shards.of_room(self.room_id).fetch(query)]
+        query = "SELECT state FROM rooms.inbox WHERE room_id = $1 ORDER BY inbox_id"
+        return [row[0] for row in await self.world.shards.of_room(self.room_id).fetch(query, self.room_id)]
 
     async def row(self, event: Event) -> Any:
         """The stored row of an event."""

@@ -1,5 +1,9 @@
 """PDUs of other servers through the real writer. Spec: S-S API §Checks performed on receipt of a PDU."""
 
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from remote_room import CARLA, DORA, remote_room
 from writer_world import ALICE, BOB, KEY, SERVER, World, message
@@ -7,6 +11,7 @@ from writer_world import ALICE, BOB, KEY, SERVER, World, message
 from matrixcore.event_signing import sign_event
 from matrixcore.events import Event
 from matrixcore.identifiers import RoomId
+from services.rooms import room_past
 from tessera.commands import Append, AppendPdu, NewEvent, OutcomeStatus, ReceivePdus, Unpark
 from tessera.records import LogRecord, RecordKind, StateBody, encode_record
 from tessera.storage import inbox
@@ -355,3 +360,22 @@ async def test_a_room_that_is_not_here_leaves_its_inbox_alone(world: World) -> N
         outcome = await world.submit(world.command(unknown, ReceivePdus(tuple(ids))))
         assert (outcome.status, outcome.http_status) == (OutcomeStatus.REFUSED, 404)
         assert await room.inbox_states() == ["new"]
+
+
+async def test_a_large_resolution_leaves_the_event_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room_past, "EVENTS_ON_THE_LOOP", 1)
+    threads: list[Callable[..., object]] = []
+    to_thread = asyncio.to_thread
+
+    async def counted(function: Callable[..., Any]) -> Any:
+        threads.append(function)
+        return await to_thread(function)
+
+    monkeypatch.setattr(asyncio, "to_thread", counted)
+    async with world.writer():
+        room = await remote_room(world)
+        root = room.tip
+        ends = [room.topic(str(number), prev=[root]) for number in range(3)]
+        await room.deliver(*ends)
+        assert await room.current() == room.before([event.event_id for event in ends])
+        assert threads
