@@ -9,7 +9,7 @@ from services.rooms import metrics
 from tessera.bus import BusUnavailable, RecordBus
 from tessera.clock import Clock
 from tessera.records import LogRecord
-from tessera.storage.database import Database, DatabaseUnavailable
+from tessera.storage.database import Database
 from tessera.storage.records import list_records
 
 log = structlog.get_logger(__name__)
@@ -72,8 +72,8 @@ class Pump:
             for partition in tuple(self._dirty):
                 try:
                     await self._announce(partition)
-                except (BusUnavailable, DatabaseUnavailable, OSError, TimeoutError) as error:
-                    log.warning("records not announced", partition=partition, error=str(error))
+                except Exception as error:  # whatever it is: the next round begins at the same place
+                    log.warning("records not announced", partition=partition, error=repr(error))
                     await self._clock.sleep(RETRY_SECONDS)
                     self._wakeup.set()
 

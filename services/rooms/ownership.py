@@ -81,6 +81,9 @@ class Ownership:
             except (DatabaseUnavailable, OSError, TimeoutError) as error:
                 log.warning("leases cannot be kept", error=str(error) or type(error).__name__)
                 await self._clock.sleep(TAKE_SECONDS)
+            except Exception:  # whoever stops keeping leases stops the rooms
+                log.exception("leases cannot be kept")
+                await self._clock.sleep(RENEW_SECONDS)
 
     async def stop(self) -> None:
         """Make `run` release everything and return; what was taken must have been written."""

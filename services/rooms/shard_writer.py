@@ -7,7 +7,7 @@ Spec: none; DESIGN.md section 3.
 """
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -35,7 +35,7 @@ from tessera.records import PartitionBatch
 from tessera.storage.database import Database, DatabaseUnavailable, Transaction
 from tessera.storage.leases import TakenPartition
 from tessera.storage.records import list_records
-from tessera.storage.rooms import Loaded, Wanted, load
+from tessera.storage.rooms import Loaded, LoadRefused, Wanted, load
 from tessera.storage.writer_batch import (
     CommitRefused,
     CommitResult,
@@ -124,7 +124,6 @@ class ShardWriter:
         self._lost: set[int] = set()
         self._writing = asyncio.Lock()
         self._offsets: dict[int, dict[bytes, list[int]]] = {}  # of the batch: partition -> command -> offsets
-        self._leaving: dict[int, asyncio.Event] = {}
 
     @property
     def ready(self) -> asyncio.Event:
@@ -139,45 +138,49 @@ class ShardWriter:
     async def run(self) -> None:
         """Write until `stop`."""
         self._reader = await self._commands.open_reader()
-        async with asyncio.TaskGroup() as tasks:
-            leases = tasks.create_task(self._ownership.run())
-            pump = tasks.create_task(self._pump.run())
-            arrivals = tasks.create_task(self._begin_partitions())
-            try:
-                await self._write()
-            finally:
-                arrivals.cancel()
-                await self._finish()
-                pump.cancel()
-                await self._ownership.stop()
-                await leases
-        self._stopped.set()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                leases = tasks.create_task(self._ownership.run())
+                pump = tasks.create_task(self._pump.run())
+                arrivals = tasks.create_task(self._begin_partitions())
+                try:
+                    await self._write()
+                finally:
+                    arrivals.cancel()
+                    await self._finish()
+                    pump.cancel()
+                    await self._ownership.stop()
+                    await leases
+        finally:
+            self._stopped.set()  # however it ended: nobody waits for it in vain
 
     async def stop(self) -> None:
         """Finish the batch, release the leases and end `run`."""
         self._stopping = True
         if self._reader is not None:
             await self._reader.close()
-        await self._stopped.wait()
+            await self._stopped.wait()
 
     async def hand_over(self, partition: int, name: str) -> bool:
         """Give one partition to the living writer of that name; False if it stays here."""
         if partition not in self._owned or self._reader is None:
             return False
-        self._leaving[partition] = asyncio.Event()
         await self._reader.revoke(partition)
-        await self._between_batches()
-        owned = self._owned.get(partition)
-        if owned is None:
-            return False
-        await self._write_cursor([owned])
-        async with self._database.reading() as tx:
-            given = await self._ownership.hand_over(tx, partition, name)
-        if given:
-            self._forget([partition])
-        else:
+        async with self._writing:  # the batch that may hold its commands has ended
+            owned = self._owned.get(partition)
+            if owned is None:
+                return False
             owned.undone.clear()
-            await self._reader.assign(partition, owned.done_offset)
+            given = False
+            try:
+                await self._write_cursor([owned])
+                async with self._database.reading() as tx:
+                    given = await self._ownership.hand_over(tx, partition, name)
+            finally:
+                if given:
+                    self._forget([partition])
+                else:
+                    await self._reader.assign(partition, owned.done_offset)
         return given
 
     # Taking and losing partitions
@@ -205,21 +208,23 @@ class ShardWriter:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            for partition in tuple(self._lost):
-                await self._reader.revoke(partition)
-            self._lost.clear()
+            while self._lost:
+                await self._reader.revoke(self._lost.pop())
             arrivals, self._arrivals = self._arrivals, []
             for taken in arrivals:
                 try:
                     await self._begin(taken)
-                except (DatabaseUnavailable, BusUnavailable, OSError, TimeoutError) as error:
-                    log.warning("partition cannot be begun", partition=taken.partition, error=str(error))
+                except Exception as error:  # whatever it is: the partition is taken again, and the others go on
+                    log.warning("partition cannot be begun", partition=taken.partition, error=repr(error))
+                    await self._clock.sleep(RETRY_SECONDS)
                     self._ownership.lose([taken.partition], "begin")
 
     async def _begin(self, taken: TakenPartition) -> None:
         assert self._reader is not None
         partition = taken.partition
         await self._republish(taken)
+        if self._ownership.epochs.get(partition) != taken.epoch:
+            return  # lost meanwhile
         # Offsets of a topic that was made anew mean nothing.
         known = taken.topic_id == self._reader.topic_id
         done_offset = taken.done_offset if known else -1
@@ -300,6 +305,11 @@ class ShardWriter:
                 log.error("batch refused", commands=len(commands), error=str(refused))
                 await self._bisect(commands)
                 return
+            except LoadRefused as refused:
+                metrics.RETRIES.labels("refused").inc()
+                log.error("rooms cannot be loaded", commands=len(commands), error=str(refused))
+                await self._bisect(commands)
+                return
             except CommitUnknown as unknown:
                 log.warning("commit unknown", error=str(unknown))
                 self._ownership.lose({command.partition for command in commands}, "unknown commit")
@@ -308,6 +318,12 @@ class ShardWriter:
                 metrics.RETRIES.labels("database").inc()
                 log.warning("database unavailable", error=str(error) or type(error).__name__)
                 await self._clock.sleep(RETRY_SECONDS)
+            except Exception:  # nobody foresaw it: whose fault it is shows alone, and whatever was committed is decided
+                metrics.RETRIES.labels("unforeseen").inc()
+                log.exception("batch failed", commands=len(commands))
+                self._rooms.forget({command.room_id for command in commands})
+                await self._bisect(commands)
+                return
         self._ownership.lose({command.partition for command in commands}, "no progress")
 
     async def _build(self, tx: Transaction, commands: Sequence[Command]) -> Building:
@@ -315,7 +331,8 @@ class ShardWriter:
         started = self._clock.monotonic()
         wanted = Wanted()
         for command in commands:
-            add_needs(wanted, self._rooms.find(command.room_id), command, self._signer.server_name)
+            if self._attempts.get(command.id, 0) < MAX_ATTEMPTS:
+                add_needs(wanted, self._rooms.find(command.room_id), command, self._signer.server_name)
         loaded = await load(tx, wanted) if wanted else Loaded()
         take_loaded(self._rooms, wanted, loaded)
         for _ in range(MAX_REBUILDS):
@@ -354,18 +371,17 @@ class ShardWriter:
         assert self._reader is not None
         decided = {outcome.command_id for outcome in building.outcomes}
         batch = WriterBatch()
-        done: dict[int, int] = {}
+        finished: dict[int, set[int]] = {}
         for partition, part in building.partitions.items():
             owned = self._owned.get(partition)
             if owned is None or owned.epoch != part.epoch:
                 raise CommitUnknown("the partition was lost while its batch was built")
-            finished = {
+            finished[partition] = {
                 offset
                 for command_id, offsets in self._offsets.get(partition, {}).items()
                 if command_id in decided
                 for offset in offsets
             }
-            done[partition] = owned.done_with(finished)
             batch.guards.append(
                 Guard(
                     partition,
@@ -374,7 +390,7 @@ class ShardWriter:
                     part.position,
                     self._pump.announced(partition),
                     self._reader.topic_id,
-                    done[partition],
+                    owned.done_with(finished[partition]),
                 )
             )
         for outcome in building.outcomes:
@@ -382,30 +398,31 @@ class ShardWriter:
         for work in building.works.values():
             work.write(batch)
         for command in commands:
-            if self._attempts.get(command.id, 0) >= MAX_ATTEMPTS:
-                text = encode_command(command)
+            if self._attempts.get(command.id, 0) == MAX_ATTEMPTS and (text := _letter_of(command)) is not None:
                 batch.rows["dead_letters"].append((command.partition, command.id, command.room_id, text, "raised"))
         started = self._clock.monotonic()
         result = await commit(tx, batch)
         if result.decided:
             raise _Decided(result.decided)
         metrics.COMMIT_SECONDS.observe(self._clock.monotonic() - started)
-        await self._after_commit(building, result, done)
+        await self._after_commit(building, result, finished)
         return True
 
-    async def _after_commit(self, building: Building, result: CommitResult, done: dict[int, int]) -> None:
+    async def _after_commit(
+        self, building: Building, result: CommitResult, finished: Mapping[int, Collection[int]]
+    ) -> None:
         assert self._reader is not None
         if fenced := building.partitions.keys() - result.moved:
             self._ownership.lose(fenced, "fenced")
         batches: list[PartitionBatch] = []
         for partition in result.moved:
             part, owned = building.partitions[partition], self._owned.get(partition)
-            if owned is not None:
+            if owned is not None and owned.epoch == part.epoch:
                 owned.head = part.position
-                owned.done_offset = done[partition]
-                for offset in [offset for offset in owned.undone if offset <= done[partition]]:
-                    del owned.undone[offset]
-                self._reader.done(partition, done[partition])
+                for offset in finished[partition]:
+                    owned.undone.pop(offset, None)
+                owned.done_offset = owned.done_with(())
+                self._reader.done(partition, owned.done_offset)
             if part.records:
                 records = tuple(part.records)
                 batches.append(PartitionBatch(part.incarnation, partition, part.head + 1, part.position, records))
@@ -437,13 +454,23 @@ class ShardWriter:
         """Find the room, and in it the command, that PostgreSQL does not take."""
         by_room = list(needed_rooms(commands).values())
         if len(commands) == 1:
-            self._attempts[commands[0].id] = MAX_ATTEMPTS
-            await self._decide(commands)
+            await self._refuse_alone(commands[0])
             return
         parts = by_room if len(by_room) > 1 else [[command] for command in commands]
         middle = len(parts) // 2
         for half in (parts[:middle], parts[middle:]):
             await self._decide([command for part in half for command in part])
+
+    async def _refuse_alone(self, command: Command) -> None:
+        """Bury a command by itself; without its letter if that is what PostgreSQL does not take."""
+        attempts = max(self._attempts.get(command.id, 0) + 1, MAX_ATTEMPTS)
+        self._attempts[command.id] = attempts
+        if attempts > MAX_ATTEMPTS + 1:
+            del self._attempts[command.id]
+            self._ownership.lose([command.partition], "no progress")
+            await self._clock.sleep(RETRY_SECONDS)
+            return
+        await self._decide([command])
 
     def _count_attempt(self, command: Command) -> None:
         metrics.RETRIES.labels("failed").inc()
@@ -452,17 +479,17 @@ class ShardWriter:
         self._rooms.forget([command.room_id])
 
     def _bury(self, building: Building, command: Command) -> None:
-        """The command becomes a dead letter: kept, replayable, in nobody's way."""
+        """The command becomes a dead letter: kept, replayable, in nobody's way; one of invalid text is refused."""
+        if _letter_of(command) is None:
+            refusal = Refused(400, "M_BAD_JSON", "Text must be valid Unicode without NUL")
+            building.outcomes.append(refuse(building, command, refusal))
+            return
         metrics.DEAD_LETTERS.inc()
         log.error("dead letter", room_id=command.room_id, command_id=command.id.hex())
         refusal = Refused(500, "M_UNKNOWN", "The server could not do this; it has been noted")
         building.outcomes.append(refuse(building, command, refusal))
 
     # Ending
-
-    async def _between_batches(self) -> None:
-        async with self._writing:
-            return
 
     async def _write_cursor(self, owned: Sequence[OwnedPartition]) -> None:
         """Write how far the commands are done and the records announced, as a batch without rows."""
@@ -494,3 +521,12 @@ class ShardWriter:
                 await self._write_cursor(list(self._owned.values()))
         except (CommitUnknown, CommitRefused, DatabaseUnavailable) as error:
             log.warning("cursors not written", error=str(error))
+
+
+def _letter_of(command: Command) -> bytes | None:
+    """A command as it is kept; None if it has text that neither PostgreSQL nor JSON can hold."""
+    try:
+        text = encode_command(command)
+    except (TypeError, ValueError):  # a lone surrogate
+        return None
+    return None if b"\\u0000" in text else text

@@ -240,6 +240,10 @@ class Database:
             yield connection
         except (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, ConnectionError) as error:
             raise DatabaseUnavailable(str(error) or "the connection was lost") from error
+        except asyncpg.InternalClientError as error:
+            # asyncpg lost count of a connection that the server ended just when a statement began.
+            connection.terminate()
+            raise DatabaseUnavailable("the connection was lost") from error
         except asyncpg.InterfaceError as error:
             # What asyncpg says of a connection that ended between two statements; also of wrong arguments, though.
             if not _is_lost(connection):

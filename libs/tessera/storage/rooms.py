@@ -6,11 +6,17 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+import asyncpg
+
 from matrixcore.identifiers import EventId, RoomId, UserId
 from tessera.records import OrderKey
 from tessera.storage.database import Transaction
 
 LOAD_TIMEOUT_SECONDS = 5.0
+
+
+class LoadRefused(Exception):
+    """PostgreSQL does not take what is asked for, such as text with NUL."""
 
 
 class LoadedRoom(NamedTuple):
@@ -170,7 +176,11 @@ _PARAMETERS: Final = {"rooms": 1, "state": 3, "events": 3, "threads": 2, "receip
 
 
 async def load(tx: Transaction, wanted: Wanted) -> Loaded:
-    """Load everything that is wanted, in one statement."""
+    """Load everything that is wanted, in one statement.
+
+    Raises:
+        LoadRefused
+    """
     parts: list[str] = []
     parameters: list[Any] = []
     if wanted.rooms:
@@ -191,7 +201,10 @@ async def load(tx: Transaction, wanted: Wanted) -> Loaded:
         parameters += _columns(wanted.receipts, 4)
     loaded = Loaded()
     if parts:
-        rows = await tx.fetch(_statement(tuple(parts)), *parameters, timeout=LOAD_TIMEOUT_SECONDS)
+        try:
+            rows = await tx.fetch(_statement(tuple(parts)), *parameters, timeout=LOAD_TIMEOUT_SECONDS)
+        except (asyncpg.DataError, UnicodeEncodeError) as error:
+            raise LoadRefused(str(error)) from error
         _take_rows(rows, loaded)
     return loaded
 

@@ -158,7 +158,7 @@ async def commit(tx: Transaction, batch: WriterBatch) -> CommitResult:
             raise CommitUnknown(str(error)) from error
         transient = isinstance(error, asyncpg.DeadlockDetectedError | asyncpg.SerializationError)
         raise CommitRefused(error, transient=transient or _is_outcome_race(error)) from error
-    except (OSError, TimeoutError, asyncpg.InterfaceError, DatabaseUnavailable) as error:
+    except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError, DatabaseUnavailable) as error:
         if isinstance(error, asyncpg.DataError):  # a parameter that could not even be encoded
             raise CommitRefused(error, transient=False) from error
         raise CommitUnknown(str(error) or type(error).__name__) from error

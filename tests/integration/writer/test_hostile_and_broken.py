@@ -1,0 +1,107 @@
+"""The writer outlives what clients send and what PostgreSQL does. DESIGN section 2, invariants 3 and 11; section 11."""
+
+import asyncio
+
+import pytest
+from test_batches import Poison
+from writer_world import ALICE, World, message
+
+from matrixcore.identifiers import RoomId
+from services.rooms import shard_writer
+from tessera.bus.local import UNDONE_LIMIT
+from tessera.commands import Append, NewEvent, OutcomeStatus
+
+END_ALL = """
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        NewEvent("m.room.topic", "\0", {"topic": "x"}),
+        NewEvent("a\0b", None, {}),
+        NewEvent("m.room.message", None, {"body": "a\0b"}),
+        NewEvent("m.room.message", None, {"m.relates_to": {"rel_type": "m.thread", "event_id": "$\0"}}),
+        NewEvent("m.room.redaction", None, {}, redacts="$\0"),  # type: ignore[arg-type]
+        NewEvent("m.room.message", None, {"m.mentions": {"user_ids": ["@\0:here.org"]}}),
+        NewEvent("m.room.message", None, {"body": "\ud800"}),
+        NewEvent("m.room.message", None, {"m.mentions": {"user_ids": ["@\ud800:here.org"]}}),
+        NewEvent("m.room.member", "@\ud800:here.org", {"membership": "invite"}),
+        NewEvent("m.room.message", None, {"number": 2**70}),
+        NewEvent("m.room.message", None, {"number": 1.5}),
+        NewEvent("m.room.member", "no user", {"membership": "invite"}),
+        NewEvent("m.room.member", "", {"membership": "ban"}),
+        NewEvent("m.room.member", ALICE, {"membership": ["join"]}),
+        NewEvent("m.room.power_levels", "", {"users": {ALICE: 100}, "notifications": {"room": {}}}),
+        NewEvent("m.room.power_levels", "", {"users": [], "events": 3}),
+        NewEvent("m.room.create", "", {}),
+        NewEvent("m.room.history_visibility", "", {"history_visibility": {}}),
+        NewEvent("m.room.message", None, {"m.relates_to": {"rel_type": 3, "event_id": []}}),
+        NewEvent("m.room.message", None, {"m.mentions": {"user_ids": [[], {}, 3], "room": True}}),
+        NewEvent("m.room.message", None, {"m.mentions": {"room": True}, "msgtype": [1]}),
+    ],
+)
+async def test_no_event_breaks_the_writer(any_world: World, event: NewEvent) -> None:
+    world = any_world
+    async with world.writer():
+        room_id, other = await world.new_room(), await world.new_room()
+        odd, fine = await asyncio.gather(
+            world.submit(world.command(room_id, Append(event))), world.submit(world.command(other, message("fine")))
+        )
+        assert fine.status is OutcomeStatus.ACCEPTED
+        assert odd.http_status in (200, 400, 403, 404, 413), (odd.http_status, odd.error)
+        await world.accepted(room_id, message("after"))
+
+
+async def test_lost_connections_are_made_again(any_world: World) -> None:
+    world = any_world
+    async with world.writer() as writer:
+        rooms = [await world.new_room() for _ in range(4)]
+        for _ in range(3):
+            sends = [
+                asyncio.create_task(world.submit(world.command(rooms[number % 4], message(f"{number}"))))
+                for number in range(40)
+            ]
+            await asyncio.sleep(0)
+            for database in world.shards.databases.values():
+                async with database.reading() as tx:
+                    await tx.fetchval(END_ALL)
+            assert {(await send).status for send in sends} == {OutcomeStatus.ACCEPTED}
+        assert sum(len(one.partitions) for one in writer.writers) == world.shards.partitions
+    stored = await world.stored_records()
+    for records in stored.values():
+        assert [record.position for record in records] == list(range(1, len(records) + 1))
+    assert sum(len(records) for records in stored.values()) == 4 * 4 + 3 * 40
+
+
+async def test_what_was_bisected_leaves_no_offset_undone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world.writer() as writer:
+        rooms: dict[int, RoomId] = {}
+        while True:  # two rooms of one partition, whose commands lie between each other's
+            room_id = await world.new_room()
+            partition = world.shards.partition_of(room_id)
+            if partition in rooms:
+                break
+            rooms[partition] = room_id
+        pair = (room_id, rooms[partition])
+        monkeypatch.setattr(shard_writer, "commit", Poison().commit)
+        texts = ["good 1", "good 2", "good 3", "poison", "good 4", "good 5", "poison too", "good 6"]
+        sends = [world.command(pair[number % 2], message(text)) for number, text in enumerate(texts)]
+        await asyncio.gather(*map(world.submit, sends))
+        (owned,) = [one._owned[partition] for one in writer.writers if partition in one.partitions]
+        assert not owned.undone
+        assert owned.done_offset == owned.taken_offset
+        for start in range(0, UNDONE_LIMIT + 200, 200):
+            more = [world.command(room_id, message(f"{start + number}")) for number in range(200)]
+            assert {result.status for result in await asyncio.gather(*map(world.submit, more))} == {
+                OutcomeStatus.ACCEPTED
+            }
+
+
+async def test_stop_before_the_start_returns(world: World) -> None:
+    async with world.writer() as writer:
+        pass
+    async with asyncio.timeout(5):
+        await writer.stop()
