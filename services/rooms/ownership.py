@@ -96,7 +96,7 @@ class Ownership:
         renewed = self._clock.monotonic()
         while not self._stopping:
             async with asyncio.timeout(STATEMENT_SECONDS + LEASE_SECONDS):
-                await self._take_free(tx)
+                await self._take_free()
                 if self._clock.monotonic() - renewed >= RENEW_SECONDS * 0.9:
                     await self._renew(tx)
                     renewed = self._clock.monotonic()
@@ -107,26 +107,31 @@ class Ownership:
             await leases.unregister(tx, self._owner.owner, self._owner.lock_key)
         self._epochs = {}
 
-    async def _take_free(self, tx: Transaction) -> None:
+    async def _take_free(self) -> None:
         wanted = [partition for partition in self._partitions if partition not in self._epochs]
         if not wanted:
             return
-        taken = await leases.take(tx, self._owner.owner, wanted)
+        try:
+            async with self._database.transaction() as tx:
+                taken = await leases.take(tx, self._owner.owner, wanted)
+        except leases.PartitionLocked:
+            async with self._database.reading() as tx:
+                log.warning("ended backends that held partitions", count=await leases.end_blockers(tx, wanted))
+            return
         if taken:
             self._epochs.update((partition.partition, partition.epoch) for partition in taken)
             log.info("took partitions", count=len(taken), unclean=sum(not partition.clean for partition in taken))
             self._on_taken(taken)
 
     async def _renew(self, tx: Transaction) -> None:
-        alive = await leases.renew(tx, self._owner.owner)
-        owned = await leases.list_owned(tx, self._owner.owner) if alive else {}
-        lost = [partition for partition, epoch in self._epochs.items() if owned.get(partition) != epoch]
+        owned = await leases.renew(tx, self._owner.owner)
+        lost = [partition for partition, epoch in self._epochs.items() if (owned or {}).get(partition) != epoch]
         for partition in lost:
             del self._epochs[partition]
         if lost:
             log.warning("lost partitions", count=len(lost))
             self._on_lost(lost, "lease")
-        if not alive:
+        if owned is None:
             await leases.register(tx, self._owner.owner, self._owner.name, None)
 
     async def hand_over(self, tx: Transaction, partition: int, name: str) -> bool:

@@ -11,11 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import asyncpg
-import structlog
 
 from tessera.storage.database import Transaction
-
-log = structlog.get_logger(__name__)
 
 LEASE_SECONDS = 4.0
 LOCK_PATIENCE_MS = 1_000
@@ -26,7 +23,14 @@ VALUES ($1, $2, $3, clock_timestamp() + make_interval(secs => $4))
 ON CONFLICT (owner) DO UPDATE SET expires_at = excluded.expires_at
 """
 
-_RENEW = "UPDATE rooms.writers SET expires_at = clock_timestamp() + make_interval(secs => $2) WHERE owner = $1"
+# One row more than there are leases, so that an owner without any is told from one whose row is gone.
+_RENEW = """
+WITH alive AS (
+    UPDATE rooms.writers SET expires_at = clock_timestamp() + make_interval(secs => $2) WHERE owner = $1 RETURNING owner
+)
+SELECT NULL::integer, NULL::bigint FROM alive
+UNION ALL SELECT l.partition, l.epoch FROM alive JOIN rooms.leases l ON l.owner = alive.owner
+"""
 
 # What a session-level advisory lock of one bigint looks like in pg_locks.
 _LOCK_IS_HELD = """
@@ -67,8 +71,6 @@ JOIN pg_stat_activity a ON a.backend_xid = p.xmax AND a.pid <> pg_backend_pid()
 WHERE p.partition = ANY($1::integer[])
 """
 
-_OWNED = "SELECT partition, epoch FROM rooms.leases WHERE owner = $1"
-
 _RELEASE = """
 WITH released AS (
     UPDATE rooms.leases l SET owner = '' FROM unnest($2::integer[], $3::bigint[]) mine (partition, epoch)
@@ -94,6 +96,10 @@ UPDATE rooms.partitions p SET clean = true FROM given WHERE p.partition = given.
 _DELETE_DEAD = "DELETE FROM rooms.writers WHERE owner = $1 OR expires_at < clock_timestamp() - interval '1 hour'"
 
 
+class PartitionLocked(Exception):
+    """Somebody's unfinished statement holds a partition that nobody alive owns."""
+
+
 class TakenPartition(NamedTuple):
     """A partition as its new owner finds it."""
 
@@ -115,9 +121,9 @@ async def register(tx: Transaction, owner: str, name: str, lock_key: int | None)
         name: by which partitions are handed over to it.
         lock_key: of this process alone; None where the connection is no session of its own.
     """
-    await tx.execute(f"SET lock_timeout = {LOCK_PATIENCE_MS}")
     if lock_key is not None:
-        await tx.execute("SELECT pg_advisory_lock($1)", lock_key)
+        # Held already only by a connection that this process used for its leases before: as good a proof.
+        await tx.execute("SELECT pg_try_advisory_lock($1)", lock_key)
     await tx.execute(_REGISTER, owner, name, lock_key, LEASE_SECONDS)
 
 
@@ -126,35 +132,38 @@ async def unregister(tx: Transaction, owner: str, lock_key: int | None) -> None:
     await tx.execute(_DELETE_DEAD, owner)
     if lock_key is not None:
         await tx.execute("SELECT pg_advisory_unlock($1)", lock_key)
-    await tx.execute("RESET lock_timeout")
 
 
-async def renew(tx: Transaction, owner: str) -> bool:
-    """Stay alive; False if the row is gone, and with it perhaps the partitions."""
-    return await tx.execute(_RENEW, owner, LEASE_SECONDS) != "UPDATE 0"
+async def renew(tx: Transaction, owner: str) -> dict[int, int] | None:
+    """Stay alive; the epochs of the partitions that are leased to `owner`, None if its row is gone."""
+    rows = await tx.fetch(_RENEW, owner, LEASE_SECONDS)
+    return {row[0]: row[1] for row in rows if row[0] is not None} if rows else None
 
 
 async def take(tx: Transaction, owner: str, partitions: Sequence[int]) -> list[TakenPartition]:
     """Take those of the partitions that nobody alive has, in one statement; each gets a new epoch.
 
     A partition that `owner` itself has by its lease is taken anew (after a lost commit, or when it
-    was handed over). A backend that keeps such a row locked for a second is ended.
+    was handed over).
 
     Args:
-        tx: the connection of `register`; not inside a transaction.
+        tx: a transaction for this alone.
+
+    Raises:
+        PartitionLocked: an unfinished statement has kept a row locked for a second (`end_blockers`).
     """
+    await tx.execute(f"SET LOCAL lock_timeout = {LOCK_PATIENCE_MS}")
     try:
         rows = await tx.fetch(_TAKE, owner, list(partitions))
-    except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
-        ended = await tx.fetchval(_END_BLOCKERS, list(partitions))
-        log.warning("ended backends that held partitions", count=ended)
-        rows = await tx.fetch(_TAKE, owner, list(partitions))
+    except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+        raise PartitionLocked(str(error)) from error
     return [TakenPartition(*row) for row in rows]
 
 
-async def list_owned(tx: Transaction, owner: str) -> dict[int, int]:
-    """The epochs of the partitions that are leased to `owner`."""
-    return {row[0]: row[1] for row in await tx.fetch(_OWNED, owner)}
+async def end_blockers(tx: Transaction, partitions: Sequence[int]) -> int:
+    """End the backends that hold these partitions in unfinished statements: their clients are gone or stuck."""
+    ended: int = await tx.fetchval(_END_BLOCKERS, list(partitions))
+    return ended
 
 
 async def release(tx: Transaction, owner: str, epochs: dict[int, int]) -> None:

@@ -156,7 +156,9 @@ async def commit(tx: Transaction, batch: WriterBatch) -> CommitResult:
     except asyncpg.PostgresError as error:
         if (error.sqlstate or "08")[:2] in _UNKNOWN_CLASSES:
             raise CommitUnknown(str(error)) from error
-        transient = isinstance(error, asyncpg.DeadlockDetectedError | asyncpg.SerializationError)
+        transient = isinstance(
+            error, asyncpg.DeadlockDetectedError | asyncpg.SerializationError | asyncpg.LockNotAvailableError
+        )
         raise CommitRefused(error, transient=transient or _is_outcome_race(error)) from error
     except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError, DatabaseUnavailable) as error:
         if isinstance(error, asyncpg.DataError):  # a parameter that could not even be encoded
