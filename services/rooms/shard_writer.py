@@ -32,6 +32,7 @@ from tessera.clock import Clock
 from tessera.commands import AppendPdu, Command, Outcome, ReceivePdus, Unpark, encode_command, encode_outcome
 from tessera.fanout import Fanout
 from tessera.records import PartitionBatch
+from tessera.storage import dead_letters
 from tessera.storage.database import Database, DatabaseUnavailable, Transaction
 from tessera.storage.leases import TakenPartition
 from tessera.storage.records import list_records
@@ -118,7 +119,8 @@ class ShardWriter:
         self._arrived = asyncio.Event()
         self._stopping = False
         self._stopped = asyncio.Event()
-        self._attempts: dict[bytes, int] = {}
+        self._attempts: dict[bytes, int] = {}  # of commands that broke the writer
+        self._counted: set[bytes] = set()  # commands whose attempts are counted in PostgreSQL
         self._pump = Pump(shard, database, records, clock)
         self._ownership = Ownership(database, owner, partitions, clock, on_taken=self._on_taken, on_lost=self._on_lost)
         self._lost: set[int] = set()
@@ -228,8 +230,9 @@ class ShardWriter:
         # Offsets of a topic that was made anew mean nothing.
         known = taken.topic_id == self._reader.topic_id
         done_offset = taken.done_offset if known else -1
+        careful_until = await self._reader.end_offset(partition) if known and not taken.clean else -1
         self._owned[partition] = OwnedPartition(
-            partition, taken.epoch, taken.incarnation, taken.head, done_offset, taken_offset=done_offset
+            partition, taken.epoch, taken.incarnation, taken.head, done_offset, careful_until, taken_offset=done_offset
         )
         self._pump.add_partition(partition, taken.announced, taken.head)
         await self._reader.assign(partition, done_offset if known else None)
@@ -263,7 +266,34 @@ class ShardWriter:
                 await self._take(delivered)
 
     async def _take(self, delivered: Sequence[Delivered]) -> None:
-        """Decide what was delivered; with a partition that was lost meanwhile, its next reader does."""
+        """Decide what was delivered: together, but for commands that may have ended the last writer."""
+        together: list[Delivered] = []
+        for one in delivered:
+            owned = self._owned.get(one.partition)
+            if owned is None:
+                continue  # lost meanwhile: its next reader gets it
+            if one.offset > owned.careful_until:
+                together.append(one)
+            elif await self._count_before(one):
+                await self._take_together([one])
+        await self._take_together(together)
+
+    async def _count_before(self, one: Delivered) -> bool:
+        """Count an attempt before it is made, as it may end this writer too; False if that could not be done."""
+        command_id = one.command.id
+        try:
+            async with self._database.reading() as tx:
+                attempts = await dead_letters.count_attempt(tx, one.partition, command_id)
+        except (DatabaseUnavailable, OSError, TimeoutError) as error:
+            log.warning("attempt not counted", error=str(error) or type(error).__name__)
+            self._ownership.lose([one.partition], "attempts")
+            return False
+        self._counted.add(command_id)
+        if attempts > MAX_ATTEMPTS:
+            self._attempts[command_id] = MAX_ATTEMPTS
+        return True
+
+    async def _take_together(self, delivered: Sequence[Delivered]) -> None:
         commands: dict[bytes, Command] = {}
         offsets: dict[int, dict[bytes, list[int]]] = {}
         for one in delivered:
@@ -274,6 +304,8 @@ class ShardWriter:
             owned.taken_offset = one.offset
             commands.setdefault(one.command.id, one.command)
             offsets.setdefault(one.partition, {}).setdefault(one.command.id, []).append(one.offset)
+        if not commands:
+            return
         self._offsets = offsets
         metrics.BATCH_COMMANDS.observe(len(commands))
         await self._decide(list(commands.values()))
@@ -400,6 +432,9 @@ class ShardWriter:
         for command in commands:
             if self._attempts.get(command.id, 0) == MAX_ATTEMPTS and (text := _letter_of(command)) is not None:
                 batch.rows["dead_letters"].append((command.partition, command.id, command.room_id, text, "raised"))
+        if self._counted:
+            counted = [command for command in commands if command.id in self._counted]
+            batch.add("attempts_gone", ((command.partition, command.id) for command in counted))
         started = self._clock.monotonic()
         result = await commit(tx, batch)
         if result.decided:
@@ -436,6 +471,7 @@ class ShardWriter:
         outcomes = [outcome for outcome in building.outcomes if outcome.partition in result.moved]
         for outcome in outcomes:
             self._attempts.pop(outcome.command_id, None)
+            self._counted.discard(outcome.command_id)
         await self._fanout.publish_batches(batches, outcomes)
 
     async def _answer_decided(self, outcomes: Sequence[Outcome]) -> None:
@@ -443,6 +479,8 @@ class ShardWriter:
         assert self._reader is not None
         metrics.RETRIES.labels("decided").inc()
         for outcome in outcomes:
+            self._attempts.pop(outcome.command_id, None)
+            self._counted.discard(outcome.command_id)
             owned = self._owned.get(outcome.partition)
             if owned is None:
                 continue

@@ -82,6 +82,10 @@ class LocalCommandReader:
         if self._queues[partition]:
             self.wake(partition)
 
+    async def end_offset(self, partition: int) -> int:
+        """The offset of the newest command of a partition, -1 if it never had one."""
+        return self._bus._next_offset.get(partition, 0) - 1
+
     async def revoke(self, partition: int) -> None:
         """Give a partition up; what was taken and is not done will be delivered to its next reader."""
         if self._queues.pop(partition, None) is not None:

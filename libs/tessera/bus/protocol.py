@@ -43,6 +43,9 @@ class CommandReader(Protocol):
     async def assign(self, partition: int, done_offset: int | None) -> None:
         """Read a partition after `done_offset`; None or an offset out of range: from what is there."""
 
+    async def end_offset(self, partition: int) -> int:
+        """The offset of the newest command of a partition, -1 if it never had one."""
+
     async def revoke(self, partition: int) -> None:
         """Give a partition up; commands of it that were not taken yet are not delivered."""
 

@@ -29,6 +29,14 @@ WITH letter AS (
 SELECT command FROM letter
 """
 
+# None for a command that is decided: it will not be tried.
+_COUNT_ATTEMPT = """
+INSERT INTO rooms.command_attempts (partition, command_id, attempts)
+SELECT $1, $2, 1 WHERE NOT EXISTS (SELECT FROM rooms.outcomes WHERE command_id = $2)
+ON CONFLICT (command_id) DO UPDATE SET attempts = command_attempts.attempts + 1
+RETURNING attempts
+"""
+
 _DROP = "UPDATE rooms.dead_letters SET state = 'dropped' WHERE command_id = $1 AND state = 'dead'"
 
 
@@ -46,6 +54,11 @@ class DeadLetter(NamedTuple):
 async def list_dead_letters(tx: Transaction, limit: int, *, settled: bool = False) -> list[DeadLetter]:
     """The oldest dead letters of a shard; with `settled`, those replayed and dropped too."""
     return [DeadLetter(*row) for row in await tx.fetch(_LIST, settled, limit)]
+
+
+async def count_attempt(tx: Transaction, partition: int, command_id: bytes) -> int:
+    """Count an attempt before it is made, as it may end the process; how many there are with it, 0 if it is decided."""
+    return await tx.fetchval(_COUNT_ATTEMPT, partition, command_id) or 0
 
 
 async def replay(tx: Transaction, command_id: bytes) -> Command | None:

@@ -10,6 +10,9 @@ from matrixcore.identifiers import RoomId
 from services.rooms import shard_writer
 from tessera.bus.local import UNDONE_LIMIT
 from tessera.commands import Append, NewEvent, OutcomeStatus
+from tessera.storage import dead_letters, writer_batch
+from tessera.storage.database import Transaction
+from tessera.storage.writer_batch import CommitResult, CommitUnknown, WriterBatch
 
 END_ALL = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -98,6 +101,38 @@ async def test_what_was_bisected_leaves_no_offset_undone(world: World, monkeypat
             assert {result.status for result in await asyncio.gather(*map(world.submit, more))} == {
                 OutcomeStatus.ACCEPTED
             }
+
+
+class Deadly:
+    """Loses the connection at whatever holds the word: the writer never learns of a commit."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    async def commit(self, tx: Transaction, batch: WriterBatch) -> CommitResult:
+        if any(b"deadly" in row.pdu for row in batch.rows.get("events", ())):  # type: ignore[attr-defined]
+            self.batches.append(len(batch.outcomes))
+            raise CommitUnknown("the connection was lost")
+        return await writer_batch.commit(tx, batch)
+
+
+async def test_what_ends_its_writer_again_and_again_is_a_dead_letter(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.writer():
+        room_id = await world.new_room()
+        deadly = Deadly()
+        monkeypatch.setattr(shard_writer, "commit", deadly.commit)
+        texts = ["good 1", "deadly", "good 2", "good 3"]
+        sends = [world.command(room_id, message(text)) for text in texts]
+        results = await asyncio.gather(*map(world.submit, sends))
+        assert [result.http_status for result in results] == [200, 500, 200, 200]
+        # First with the others, then three times by itself.
+        assert deadly.batches == [4, 1, 1, 1]
+        async with world.shards.of_room(room_id).reading() as tx:
+            assert [letter.command_id for letter in await dead_letters.list_dead_letters(tx, 10)] == [sends[1].id]
+            assert await tx.fetchval("SELECT count(*) FROM rooms.command_attempts") == 0
+        await world.accepted(room_id, message("after"))
 
 
 async def test_stop_before_the_start_returns(world: World) -> None:
