@@ -38,7 +38,7 @@ class NewEvent:
 class Append:
     """Build, authorise and commit one local event.
 
-    A state event with the content that the current state has already answers the old event's ID
+    A state event that its sender has already set with this content answers the old event's ID
     and makes no event.
 
     Attributes:
