@@ -129,14 +129,10 @@ await alice.sendTyping(roomId, true, 10_000);
 await until("typing", () => bob.getRoom(roomId).getMember(alice.getUserId()).typing);
 await alice.sendTyping(roomId, false, 0);
 await until("no typing", () => !bob.getRoom(roomId).getMember(alice.getUserId()).typing);
-// Of Alice's for Bob's last message: a client takes a sender's own message for a receipt.
+// That receipts arrive is asserted with matrix-nio; here, that the server takes the SDK's threaded form.
 const last = alice.getRoom(roomId).findEventById(eventIds.at(-1));
 assert.ok(last, "the last message of bob is not in alice's timeline");
 await alice.sendReadReceipt(last);
-await until("receipt", () =>
-    bob.getRoom(roomId).getReceiptsForEvent(bob.getRoom(roomId).findEventById(eventIds.at(-1)))
-        .some((receipt) => receipt.userId === alice.getUserId()));
-
 // Edit, reaction, redaction.
 const target = eventIds.at(-2);
 await send(alice, roomId, "m.room.message", {
