@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from starlette.routing import BaseRoute
 
 from matrixcore.identifiers import ServerName
-from services.gateway import profile_propagation
+from services.gateway import departures, profile_propagation
 from services.gateway.app import build_gateway, gateway_routers, gateway_routes
 from services.gateway.passwords import Passwords
 from services.media.dependencies import MediaDeps
@@ -230,6 +230,7 @@ async def run_services(settings: Settings, stores: Stores, clock: Clock) -> Asyn
         stack.push_async_callback(gateway.receipts.flush)
         running = [sync.run(), commands.poll_overdue(), last_seen.run(), gateway.receipts.run()]
         running.append(profile_propagation.run(accounts, gateway.propagate_profile, clock))
+        running.append(departures.run(gateway.rooms, clock))
         running += [consumer.run() for consumer in consumers]
         tasks.extend(group.create_task(coroutine) for coroutine in running)
         await writer.wait_ready()

@@ -1,19 +1,28 @@
 """Changing the password and closing the account. Spec: C-S API §Password management, §Account deactivation."""
 
+import asyncio
+
+import structlog
 from starlette.responses import Response
 
 from matrixcore.identifiers import UserId
+from services.gateway.departures import SEED_BYTES, depart
 from services.gateway.dependencies import GatewayDep, GatewayDeps
 from services.gateway.registration import check_new_password, optional_flag
 from services.gateway.routing import CurrentRequester, JsonObject, client_router
 from services.gateway.sessions import Wakes, end_all_devices
 from services.gateway.uia import PASSWORD_FLOWS, UiaRequest
-from tessera.http.errors import BadJson, MissingParam
+from tessera.http.errors import BadJson, MatrixError, MissingParam
 from tessera.http.replies import json_reply
-from tessera.storage import profiles, pushers, users
+from tessera.storage import departures, profiles, pushers, users
+from tessera.storage.database import DatabaseUnavailable
+from tessera.storage.departures import Departure
 from tessera.storage.profiles import Profile
 
 router = client_router()
+log = structlog.get_logger(__name__)
+
+DEPARTURE_SECONDS = 10.0  # after that the answer goes out and a sweep does the rest
 
 
 @router.post("/account/password")
@@ -65,12 +74,26 @@ async def set_password(
 
 
 async def deactivate(gateway: GatewayDeps, user_id: UserId, *, erase: bool) -> None:
-    """Close an account: no password, no session, no pusher; with `erase` nothing of its own data but the name."""
+    """Close an account: no password, no session, no pusher, no room; with `erase` nothing of its own but the name."""
+    departure = Departure(user_id, gateway.ids.random_bytes(SEED_BYTES))
     async with gateway.accounts.transaction() as tx:
-        await users.deactivate(tx, user_id, erase=erase)
+        closed = await users.deactivate(tx, user_id, erase=erase)
         await pushers.delete_pushers_of_other_devices(tx, user_id, "")
         if erase:
             await profiles.set_profile(tx, user_id, Profile(None, None, None))
+        if closed:
+            await departures.add_departure(tx, user_id, departure.seed)
         wakes = await end_all_devices(tx, user_id)
     gateway.authenticator.forget_user(user_id)
     await wakes.publish(gateway.fanout)
+    if closed:
+        await _leave_rooms(gateway, departure)
+
+
+async def _leave_rooms(gateway: GatewayDeps, departure: Departure) -> None:
+    """Leave what can be left at once; the debt stays for the sweep."""
+    try:
+        async with asyncio.timeout(DEPARTURE_SECONDS):
+            await depart(gateway.rooms, departure)
+    except (TimeoutError, MatrixError, DatabaseUnavailable) as error:
+        log.info("rooms not yet left", user_id=departure.user_id, reason=type(error).__name__)

@@ -100,8 +100,8 @@ def build_gateway(
 ) -> GatewayDeps:
     """Put together what the handlers work with.
 
-    The caller owns what runs: `last_seen.run`, `receipts.run` and `profile_propagation.run`, and closes
-    `passwords` at the end.
+    The caller owns what runs: `last_seen.run`, `receipts.run`, `profile_propagation.run` and `departures.run`, and
+    closes `passwords` at the end.
     """
     server_name = ServerName(settings.server_name)
     attempts = LoginAttempts(limits)
