@@ -6,6 +6,7 @@ from tessera.config.generating import generate_config
 from tessera.config.listeners import Listener
 from tessera.config.rate_limits import RateLimit
 from tessera.config.reading import read_settings
+from tessera.config.redis import RedisAddress, RedisSettings, parse_redis_url
 from tessera.config.settings import Settings
 
 __all__ = [
@@ -13,8 +14,11 @@ __all__ = [
     "Listener",
     "Problem",
     "RateLimit",
+    "RedisAddress",
+    "RedisSettings",
     "Settings",
     "generate_config",
     "load_signing_keys",
+    "parse_redis_url",
     "read_settings",
 ]

@@ -7,6 +7,7 @@ from urllib.parse import quote, urlencode
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, PositiveInt, SecretStr
 
+from tessera.config.redis import RedisSettings
 from tessera.config.sections import Pool, Support
 from tessera.config.values import FilePath, Section
 
@@ -87,6 +88,7 @@ class TesseraSettings(Section):
         shards: the room databases by name; absent, the rooms lie beside the accounts.
         partitions: fixed when the database is made.
         pgbouncer: there is a PgBouncer in transaction mode in front of PostgreSQL.
+        redis: the wake-ups between separate services; one process needs none.
     """
 
     data_dir: FilePath = Path()
@@ -95,6 +97,7 @@ class TesseraSettings(Section):
     partitions: Annotated[int, Field(ge=1, le=4096)] = 64
     pgbouncer: bool = False
     pool: Pool | None = None
+    redis: RedisSettings | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] | None = None
     support: Support = Support()
