@@ -3,6 +3,7 @@
 from tessera.config.consistency import load_signing_keys
 from tessera.config.errors import ConfigError, Problem
 from tessera.config.generating import generate_config
+from tessera.config.kafka import KafkaSettings
 from tessera.config.listeners import Listener
 from tessera.config.rate_limits import RateLimit
 from tessera.config.reading import read_settings
@@ -11,6 +12,7 @@ from tessera.config.settings import Settings
 
 __all__ = [
     "ConfigError",
+    "KafkaSettings",
     "Listener",
     "Problem",
     "RateLimit",

@@ -101,6 +101,10 @@ def _named_files(settings: Settings) -> Iterator[tuple[str, Path]]:
     for key in ("app_service_config_files", "federation_custom_ca_list"):
         for number, path in enumerate(getattr(settings, key)):
             yield f"{key}.{number}", path
+    for key in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+        path = getattr(settings.tessera.kafka, key, None)
+        if path is not None:
+            yield f"tessera.kafka.{key}", path
 
 
 def _why_unreadable(path: Path) -> str | None:

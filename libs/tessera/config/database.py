@@ -7,8 +7,10 @@ from urllib.parse import quote, urlencode
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, PositiveInt, SecretStr
 
+from tessera.config.kafka import KafkaSettings
 from tessera.config.redis import RedisSettings
 from tessera.config.sections import Pool, Support
+from tessera.config.services import InstanceName, ServiceName, ServiceSettings
 from tessera.config.values import FilePath, Section
 
 DEFAULT_SHARD = "main"
@@ -88,6 +90,12 @@ class TesseraSettings(Section):
         shards: the room databases by name; absent, the rooms lie beside the accounts.
         partitions: fixed when the database is made.
         pgbouncer: there is a PgBouncer in transaction mode in front of PostgreSQL.
+        services: what differs between the processes of a cluster.
+        instance_name: of this process, kept over restarts; partitions are handed over to it. Absent, the host's name.
+        drain_seconds: how long a process that is told to end may take for what it has begun.
+        drain_notice_seconds: how long it still takes requests after /ready says 503, so that a load balancer
+            notices first.
+        kafka: the topics between separate services; one process needs none.
         redis: the wake-ups between separate services; one process needs none.
     """
 
@@ -97,6 +105,11 @@ class TesseraSettings(Section):
     partitions: Annotated[int, Field(ge=1, le=4096)] = 64
     pgbouncer: bool = False
     pool: Pool | None = None
+    services: Mapping[ServiceName, ServiceSettings] = Field(default_factory=dict)
+    instance_name: InstanceName | None = None
+    drain_seconds: Annotated[float, Field(ge=0, le=600)] = 10.0
+    drain_notice_seconds: Annotated[float, Field(ge=0, le=120)] = 0.0
+    kafka: KafkaSettings | None = None
     redis: RedisSettings | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] | None = None
