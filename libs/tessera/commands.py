@@ -114,6 +114,8 @@ class Command:
         id: 32 bytes; for a client's send `transaction_command_id`, else random.
         partition: of the room (`partition_of`).
         origin_server_ts: milliseconds, fixed once by the gateway.
+        reply_to: where the outcome is told (`Subscription.reply_address`); without it, its row is looked up.
+        traceparent: of the trace that follows the command (tessera.tracing); empty if none does.
     """
 
     id: bytes
@@ -122,6 +124,8 @@ class Command:
     sender: UserId
     origin_server_ts: int
     body: CommandBody
+    reply_to: str = ""
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +180,8 @@ def encode_command(command: Command) -> bytes:
             command.origin_server_ts,
             type(command.body).__name__,
             command.body,
+            command.reply_to,
+            command.traceparent,
         ],
         default=_encode_bytes,
     )
@@ -183,8 +189,9 @@ def encode_command(command: Command) -> bytes:
 
 def decode_command(data: bytes) -> Command:
     """The inverse of encode_command."""
-    _version, identifier, room_id, partition, sender, timestamp, kind, fields = orjson.loads(data)
-    return Command(bytes.fromhex(identifier), room_id, partition, sender, timestamp, _decode_kind(kind, fields))
+    _version, identifier, room_id, partition, sender, timestamp, kind, fields, *later = orjson.loads(data)
+    body = _decode_kind(kind, fields)
+    return Command(bytes.fromhex(identifier), room_id, partition, sender, timestamp, body, *later[:2])
 
 
 def encode_outcome(outcome: Outcome) -> bytes:

@@ -39,3 +39,11 @@ class PresenceChange:
     status_msg: str | None
     last_active_ms: int  # wall clock of the last activity
     currently_active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEnd:
+    """Tokens of a user are dead: those of one device, or with None all of them."""
+
+    user_id: UserId
+    device_id: str | None = None

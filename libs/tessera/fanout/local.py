@@ -7,9 +7,9 @@ import structlog
 
 from matrixcore.identifiers import UserId
 from tessera.commands import Outcome
-from tessera.fanout.protocol import Subscriber
+from tessera.fanout.protocol import ReplyAddresses, Subscriber
 from tessera.records import PartitionBatch
-from tessera.wakes import DeviceWake, PresenceChange, TypingChange, UserWake
+from tessera.wakes import DeviceWake, PresenceChange, SessionEnd, TypingChange, UserWake
 
 log = structlog.get_logger(__name__)
 
@@ -22,6 +22,11 @@ class LocalSubscription:
     subscriber: Subscriber
     partitions: frozenset[int] = frozenset()
     users: set[UserId] = field(default_factory=set)
+
+    @property
+    def reply_address(self) -> str:
+        """Everybody here hears every outcome."""
+        return ""
 
     async def follow_partitions(self, partitions: Iterable[int]) -> None:
         """Follow exactly these partitions."""
@@ -46,7 +51,14 @@ class LocalFanout:
     def __init__(self) -> None:
         self.subscriptions: set[LocalSubscription] = set()
 
-    async def publish_batches(self, batches: Sequence[PartitionBatch], outcomes: Sequence[Outcome]) -> None:
+    @property
+    def is_healthy(self) -> bool:
+        """Always."""
+        return True
+
+    async def publish_batches(
+        self, batches: Sequence[PartitionBatch], outcomes: Sequence[Outcome], reply_to: ReplyAddresses | None = None
+    ) -> None:
         """One commit's batches and the outcomes it decided."""
         for subscription in tuple(self.subscriptions):
             subscriber = subscription.subscriber
@@ -85,6 +97,13 @@ class LocalFanout:
         for subscription in tuple(self.subscriptions):
             if (callback := subscription.subscriber.on_presence) is not None:
                 callback(change)
+
+    async def publish_session_ends(self, ends: Sequence[SessionEnd]) -> None:
+        """Cached tokens are dead."""
+        for subscription in tuple(self.subscriptions):
+            if (callback := subscription.subscriber.on_session_end) is not None:
+                for end in ends:
+                    callback(end)
 
     async def subscribe(self, subscriber: Subscriber) -> LocalSubscription:
         """A new listener that follows nothing yet."""

@@ -17,7 +17,7 @@ from services.rooms.service import RoomWriter
 from tessera.bus import LocalCommandBus, LocalRecordBus
 from tessera.clock import Clock
 from tessera.commands import Append, Command, CommandBody, CreateRoom, NewEvent, Outcome, OutcomeStatus, SetReceipts
-from tessera.fanout import LocalFanout
+from tessera.fanout import LocalFanout, ReplyAddresses
 from tessera.ids import IdSource
 from tessera.memberships import changes_of_records
 from tessera.records import LogRecord, PartitionBatch, Receipt, RecordKind
@@ -53,7 +53,9 @@ class BoxedFanout(LocalFanout):
         super().__init__()
         self.batches: list[PartitionBatch] = []
 
-    async def publish_batches(self, batches: Sequence[PartitionBatch], outcomes: Sequence[Outcome]) -> None:
+    async def publish_batches(
+        self, batches: Sequence[PartitionBatch], outcomes: Sequence[Outcome], reply_to: ReplyAddresses | None = None
+    ) -> None:
         self.batches.extend(batches)
         await super().publish_batches((), outcomes)
 

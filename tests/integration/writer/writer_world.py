@@ -13,7 +13,7 @@ from services.rooms.service import RoomWriter
 from tessera.bus import LocalCommandBus, LocalRecordBus
 from tessera.clock import SystemClock
 from tessera.commands import Append, Command, CommandBody, CreateRoom, NewEvent, Outcome, OutcomeStatus
-from tessera.fanout import LocalFanout
+from tessera.fanout import LocalFanout, ReplyAddresses
 from tessera.ids import IdSource
 from tessera.records import LogRecord, PartitionBatch
 from tessera.room_commands import RoomCommands
@@ -37,7 +37,9 @@ class RememberingFanout(LocalFanout):
         super().__init__()
         self.batches: list[PartitionBatch] = []
 
-    async def publish_batches(self, batches: Sequence[PartitionBatch], outcomes: Sequence[Outcome]) -> None:
+    async def publish_batches(
+        self, batches: Sequence[PartitionBatch], outcomes: Sequence[Outcome], reply_to: ReplyAddresses | None = None
+    ) -> None:
         self.batches.extend(batches)
         await super().publish_batches(batches, outcomes)
 
