@@ -9,7 +9,7 @@ Spec: none; DESIGN.md sections 2 and 4.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -130,7 +130,11 @@ RecordBody = EventBody | StateBody | RedactionBody | ReceiptsBody | None
 
 @dataclass(frozen=True, slots=True)
 class LogRecord:
-    """One position of a partition."""
+    """One position of a partition.
+
+    Attributes:
+        traceparent: of the trace that follows it (tessera.tracing); it travels and is not stored.
+    """
 
     incarnation: int
     partition: int
@@ -139,6 +143,7 @@ class LogRecord:
     room_previous: int  # position of the room's record before, 0 for the first
     kind: RecordKind
     body: RecordBody
+    traceparent: str = field(default="", compare=False)
 
     @property
     def event(self) -> EventBody:
@@ -204,6 +209,8 @@ def encode_record(record: LogRecord) -> bytes:
         int(record.kind),
         None if body is None else orjson.Fragment(body),
     ]
+    if record.traceparent:
+        head.append(record.traceparent)
     return orjson.dumps(head)
 
 
@@ -216,10 +223,10 @@ def decode_record(data: bytes) -> LogRecord:
     value = orjson.loads(data)
     if value[0] != RECORD_VERSION:
         raise UnknownRecordVersion(str(value[0]))
-    _, incarnation, partition, position, room_id, room_previous, kind, body = value
+    _, incarnation, partition, position, room_id, room_previous, kind, body, *traced = value
     record_kind = RecordKind(kind)
     decoded = None if body is None else decode_body(record_kind, orjson.dumps(body))
-    return LogRecord(incarnation, partition, position, room_id, room_previous, record_kind, decoded)
+    return LogRecord(incarnation, partition, position, room_id, room_previous, record_kind, decoded, *traced[:1])
 
 
 def encode_batch(batch: PartitionBatch) -> bytes:

@@ -6,6 +6,7 @@ from collections import deque
 import structlog
 
 from services.rooms import metrics
+from tessera import tracing
 from tessera.bus import BusUnavailable, RecordBus
 from tessera.clock import Clock
 from tessera.records import LogRecord
@@ -80,7 +81,8 @@ class Pump:
     async def _announce(self, partition: int) -> None:
         while partition in self._announced and self._announced[partition] < self._heads[partition]:
             records = await self._next_records(partition)
-            await self._bus.announce(partition, records)
+            with tracing.announcing(records):
+                await self._bus.announce(partition, records)
             if partition not in self._announced:
                 return
             last = records[-1].position

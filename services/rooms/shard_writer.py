@@ -27,6 +27,7 @@ from services.rooms.needs import add_needs
 from services.rooms.ownership import Owner, Ownership
 from services.rooms.receiving import receive_command
 from services.rooms.room_work import PartitionWork, Refused, Signer, StateNotLoaded
+from tessera import tracing
 from tessera.bus import BusUnavailable, CommandBus, CommandReader, Delivered, RecordBus
 from tessera.clock import Clock
 from tessera.commands import AppendPdu, Command, Outcome, ReceivePdus, Unpark, encode_command, encode_outcome
@@ -126,6 +127,7 @@ class ShardWriter:
         self._lost: set[int] = set()
         self._writing = asyncio.Lock()
         self._offsets: dict[int, dict[bytes, list[int]]] = {}  # of the batch: partition -> command -> offsets
+        self._trace: tracing.BatchTrace | None = None  # of the batch
 
     @property
     def ready(self) -> asyncio.Event:
@@ -308,7 +310,12 @@ class ShardWriter:
             return
         self._offsets = offsets
         metrics.BATCH_COMMANDS.observe(len(commands))
-        await self._decide(list(commands.values()))
+        self._trace = tracing.begin_batch(list(commands.values())) if tracing.is_on() else None
+        try:
+            await self._decide(list(commands.values()))
+        finally:
+            if self._trace is not None:
+                self._trace.end()
         self._rooms.evict()
         metrics.HOT_ROOMS_BYTES.labels(self._shard).set(self._rooms.size)
 
@@ -370,19 +377,27 @@ class ShardWriter:
         for _ in range(MAX_REBUILDS):
             building = Building(self._partition_works(commands), loaded, self._clock.now_ms())
             try:
-                for command in commands:
-                    if self._attempts.get(command.id, 0) >= MAX_ATTEMPTS:
-                        self._bury(building, command)
-                    elif isinstance(command.body, AppendPdu | ReceivePdus | Unpark):
-                        await receive_command(tx, building, self._rooms, command, self._signer)
-                    else:
-                        build_command(building, self._rooms, command, self._signer)
+                with tracing.phase_of(self._trace, "rooms.build"):
+                    for command in commands:
+                        await self._build_one(tx, building, command)
             except StateNotLoaded as missing:
                 await self._load_missing(tx, missing, loaded)
                 continue
             metrics.BUILD_SECONDS.observe(self._clock.monotonic() - started)
             return building
         raise CommitRefused(RuntimeError("state was missing again and again"), transient=False)
+
+    async def _build_one(self, tx: Transaction, building: Building, command: Command) -> None:
+        records = building.partitions[command.partition].records
+        first = len(records)
+        if self._attempts.get(command.id, 0) >= MAX_ATTEMPTS:
+            self._bury(building, command)
+        elif isinstance(command.body, AppendPdu | ReceivePdus | Unpark):
+            await receive_command(tx, building, self._rooms, command, self._signer)
+        else:
+            build_command(building, self._rooms, command, self._signer)
+        if self._trace is not None:
+            self._trace.stamp(command.id, records, first)
 
     async def _load_missing(self, tx: Transaction, missing: StateNotLoaded, loaded: Loaded) -> None:
         wanted = Wanted()
@@ -436,7 +451,8 @@ class ShardWriter:
             counted = [command for command in commands if command.id in self._counted]
             batch.add("attempts_gone", ((command.partition, command.id) for command in counted))
         started = self._clock.monotonic()
-        result = await commit(tx, batch)
+        with tracing.phase_of(self._trace, "rooms.commit"):
+            result = await commit(tx, batch)
         if result.decided:
             raise _Decided(result.decided)
         metrics.COMMIT_SECONDS.observe(self._clock.monotonic() - started)
@@ -472,7 +488,8 @@ class ShardWriter:
         for outcome in outcomes:
             self._attempts.pop(outcome.command_id, None)
             self._counted.discard(outcome.command_id)
-        await self._fanout.publish_batches(batches, outcomes)
+        with tracing.phase_of(self._trace, "rooms.publish"):
+            await self._fanout.publish_batches(batches, outcomes)
 
     async def _answer_decided(self, outcomes: Sequence[Outcome]) -> None:
         """Commands that were decided before get the same answer again, and count as done."""

@@ -23,12 +23,14 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tessera import tracing
 from tessera.http.deadlines import DEFAULT_DEADLINE_SECONDS, deadline_of
 from tessera.http.errors import InvalidParam, MatrixError, Unrecognized, error_reply
 from tessera.http.failures import matrix_error_of
 from tessera.http.route_index import InvalidPath, RouteIndex, WrongMethod, check_query, split_path
 from tessera.ids import IdSource
 from tessera.telemetry import RequestMetrics
+from tessera.tracing import RequestSpan
 
 log = structlog.get_logger(__name__)
 access_log = structlog.get_logger("tessera.access")
@@ -82,13 +84,17 @@ class MatrixApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await self._serve(scope, receive, send)
+            if tracing.is_on():
+                with tracing.request_span() as span:
+                    await self._serve(scope, receive, send, span)
+            else:
+                await self._serve(scope, receive, send)
         elif scope["type"] == "lifespan":
             await _serve_lifespan(receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, span: RequestSpan | None = None) -> None:
         started = time.perf_counter()
         scope["app"] = self._fastapi
         status = 0
@@ -124,6 +130,8 @@ class MatrixApp:
                 await _answer_and_close(answer, receive, send_with_cors)
         finally:
             self._note(scope, status, time.perf_counter() - started)
+            if span is not None:
+                span.finish(scope.get("tessera.operation", _UNMATCHED), scope["method"], status)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         operation = scope.get("tessera.operation", _UNMATCHED)
