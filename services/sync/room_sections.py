@@ -8,7 +8,7 @@ the timeline after it; `state_after` has no such doubt.
 Spec: C-S API §Syncing.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import orjson
@@ -16,7 +16,9 @@ import orjson
 from matrixcore.filters import RoomEventFilter
 from matrixcore.identifiers import EventId, RoomId, UserId
 from matrixcore.push_evaluation import PushEvaluator
+from matrixcore.room_versions import ROOM_VERSIONS
 from matrixcore.visibility import Sight
+from services.sync.erased_senders import hide_erased
 from services.sync.lazy_members import Seen, with_members
 from services.sync.rendering import EventRenderer, Json, display_name_of, has_text, receipt_event, unread_fields
 from services.sync.room_plan import PlannedRoom, end_of_stay, is_interrupted
@@ -47,11 +49,13 @@ class UserView:
     Attributes:
         points: the receipts by room.
         evaluator: for users with push rules of their own.
+        erased: all erased users of this server.
     """
 
     ignored: frozenset[UserId] = frozenset()
     points: Mapping[RoomId, ReadPoints] = field(default_factory=dict)
     evaluator: PushEvaluator | None = None
+    erased: Set[UserId] = frozenset()
 
 
 @dataclass(slots=True)
@@ -347,9 +351,13 @@ class ShardReader:
         wanted = request.filter.room.state
         state = room.state.values()
         kept = state if wanted.allows_everything else [row for row in state if _allows(wanted, room_id, row)]
+        events, found = room.events, bundles.get(room_id, {})
+        if self._view.erased and (room.is_fresh or room.planned.is_left):
+            rules = ROOM_VERSIONS[room.row.room_version]
+            events, found = hide_erased(room_id, rules, events, found, room.history, self._view.erased)
         return {
             "timeline": {
-                "events": renderer.timeline(room.events, bundles.get(room_id, {})),
+                "events": renderer.timeline(events, found),
                 "limited": room.limited,
                 "prev_batch": encode_page_token(room.start),
             },

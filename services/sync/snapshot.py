@@ -16,6 +16,7 @@ import orjson
 
 from matrixcore.identifiers import InvalidIdentifier, RoomId, UserId, parse_user_id
 from services.sync.ephemeral import PresenceBoard, TypingBoard
+from services.sync.erased_senders import ErasedUsers
 from services.sync.lazy_members import LazyMemory, Seen
 from services.sync.rendering import (
     Json,
@@ -107,6 +108,7 @@ class Snapshots:
     memory: LazyMemory
     instance: int
     presence_enabled: bool = True
+    erased: ErasedUsers = field(default_factory=ErasedUsers)
 
     async def read(self, request: SyncRequest) -> SyncAnswer:
         """The answer to a request as of now."""
@@ -161,7 +163,8 @@ class Snapshots:
             is_initial = since is None or len(entries) > MAX_LOG_ENTRIES
             data = await self._read_data(tx, request, plan, kinds, is_initial=is_initial)
             presence = await self._read_presence(tx, request)
-        view = UserView(ignored, read_points(positions), own_evaluator(user_id, overview.push_rules))
+        erased = await self.erased.up_to(self.accounts, overview.erasures_head)
+        view = UserView(ignored, read_points(positions), own_evaluator(user_id, overview.push_rules), erased)
         told_rules = is_initial or bool(kinds.get(UserLogKind.PUSH_RULES))
         return AccountView(
             overview, ignored, rooms, entries, data, plan, view, recount, told_rules, joined, positions, presence

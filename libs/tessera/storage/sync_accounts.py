@@ -14,12 +14,13 @@ from tessera.storage.user_rooms import UserRoom
 
 
 class UserOverview(NamedTuple):
-    """The heads of the user's log and of the device changes, and settings that decide what is shown."""
+    """The heads of the user's log, of the device changes and of the erasures; settings that decide what is shown."""
 
     log_head: int
     devices_head: int
     ignored_list: bytes | None  # content of m.ignored_user_list
     push_rules: bytes | None  # stored form; None for the defaults
+    erasures_head: int
 
 
 class DeviceKeyCounts(NamedTuple):
@@ -34,7 +35,8 @@ SELECT coalesce((SELECT head FROM accounts.user_log_heads WHERE user_id = $1), 0
        (SELECT head FROM accounts.device_changes_head),
        (SELECT content FROM accounts.account_data
         WHERE user_id = $1 AND room_id = '' AND type = 'm.ignored_user_list'),
-       (SELECT rules FROM accounts.push_rules WHERE user_id = $1)
+       (SELECT rules FROM accounts.push_rules WHERE user_id = $1),
+       coalesce((SELECT max(position) FROM accounts.erasures), 0)
 """
 
 # The user's rooms, each with the user's receipts in it.

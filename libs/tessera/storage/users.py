@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from matrixcore.identifiers import UserId
 from tessera.storage.database import Transaction
+from tessera.storage.erased_users import add_erasure
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,7 @@ async def deactivate(tx: Transaction, user_id: UserId, *, erase: bool) -> bool:
     closed = await tx.fetchval(_DEACTIVATE, user_id, erase) is not None
     if closed and erase:
         await tx.execute(_ERASE, user_id)
+        await add_erasure(tx, user_id)
     return closed
 
 
