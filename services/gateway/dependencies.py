@@ -76,34 +76,37 @@ class GatewayDeps:
 
 
 def gateway_of(request: Request) -> GatewayDeps:
-    """The dependencies of the application that serves the request, for plain routes and FastAPI alike."""
+    """The dependencies of the application that serves the request, for plain routes."""
     gateway: GatewayDeps = request.app.state.gateway
     return gateway
 
 
-GatewayDep = Annotated[GatewayDeps, Depends(gateway_of)]
+# FastAPI runs a dependency that is no coroutine function in a thread, which costs more than most handlers.
+async def _gateway_of(request: Request) -> GatewayDeps:
+    return gateway_of(request)
 
 
-def _accounts_of(request: Request) -> Database:
+async def _accounts_of(request: Request) -> Database:
     return gateway_of(request).accounts
 
 
-def _clock_of(request: Request) -> Clock:
+async def _clock_of(request: Request) -> Clock:
     return gateway_of(request).clock
 
 
-def _fanout_of(request: Request) -> Fanout:
+async def _fanout_of(request: Request) -> Fanout:
     return gateway_of(request).fanout
 
 
-def _uia_of(request: Request) -> UserInteractiveAuth:
+async def _uia_of(request: Request) -> UserInteractiveAuth:
     return gateway_of(request).uia
 
 
-def _settings_of(request: Request) -> Settings:
+async def _settings_of(request: Request) -> Settings:
     return gateway_of(request).settings
 
 
+GatewayDep = Annotated[GatewayDeps, Depends(_gateway_of)]
 AccountsDep = Annotated[Database, Depends(_accounts_of)]
 ClockDep = Annotated[Clock, Depends(_clock_of)]
 FanoutDep = Annotated[Fanout, Depends(_fanout_of)]

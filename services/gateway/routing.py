@@ -69,7 +69,7 @@ async def _loose_json_object_of(request: Request) -> dict[str, Any]:
     return await read_json_object(request, MAX_JSON_BYTES, allow_floats=True)
 
 
-def _address_of(request: Request) -> str:
+async def _address_of(request: Request) -> str:
     return "" if request.client is None else request.client.host
 
 
