@@ -21,8 +21,16 @@ REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 # From a commit of a few rows to one that waits for a slow disk.
 COMMIT_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.5, 2.0, 10.0)
 
+# What is measured for each partition is told for these groups, so that the number of series does not follow theirs.
+PARTITION_GROUPS = 16
+
 ReadinessCheck = Callable[[], Awaitable[None]]
 """Returns if a dependency answers, raises otherwise; the exception's text goes into the log alone."""
+
+
+def partition_group(partition: int) -> str:
+    """The label `partition_group` of a partition: "00" to "15"."""
+    return f"{partition % PARTITION_GROUPS:02}"
 
 
 class RequestMetrics:
@@ -55,21 +63,37 @@ class RequestMetrics:
         timer.observe(seconds)
 
 
-def observability_routes(registry: CollectorRegistry, readiness: Mapping[str, ReadinessCheck]) -> list[Route]:
+def observability_routes(
+    registry: CollectorRegistry,
+    readiness: Mapping[str, ReadinessCheck],
+    *,
+    degraded: Mapping[str, ReadinessCheck] | None = None,
+    is_closing: Callable[[], bool] = lambda: False,
+) -> list[Route]:
     """/health (the process lives), /ready (what it depends on answers) and /metrics.
 
     Args:
         readiness: by the name of the dependency; all are asked side by side, for three seconds at most.
+        degraded: dependencies without which the process works, though worse; /ready tells of them and says yes.
+        is_closing: whether the process is about to end and wants no more requests.
     """
+    optional = degraded or {}
 
     async def health(_request: Request) -> Response:
         return json_reply({"status": "ok"})
 
     async def ready(_request: Request) -> Response:
-        names = list(readiness)
-        verdicts = await asyncio.gather(*(_is_ready(name, readiness[name]) for name in names))
-        checks = dict(zip(names, verdicts, strict=True))
-        return json_reply({"ready": all(verdicts), "checks": checks}, 200 if all(verdicts) else 503)
+        everything = {**optional, **readiness}
+        verdicts = await asyncio.gather(*(_is_ready(name, check) for name, check in everything.items()))
+        checks = dict(zip(everything, verdicts, strict=True))
+        closing = is_closing()
+        is_ready = not closing and all(checks[name] for name in readiness)
+        answer: dict[str, object] = {"ready": is_ready, "checks": checks}
+        if closing:
+            answer["closing"] = True
+        if missing := [name for name in optional if not checks[name]]:
+            answer["degraded"] = missing
+        return json_reply(answer, 200 if is_ready else 503)
 
     async def metrics(_request: Request) -> Response:
         # The process's own figures and those of modules are in the library's default registry.

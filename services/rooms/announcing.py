@@ -5,7 +5,6 @@ from collections import deque
 
 import structlog
 
-from services.rooms import metrics
 from tessera import tracing
 from tessera.bus import BusUnavailable, RecordBus
 from tessera.clock import Clock
@@ -23,8 +22,7 @@ RETRY_SECONDS = 0.5
 class Pump:
     """Announces what was committed, in order, and stops a partition at its first failure until that passes."""
 
-    def __init__(self, shard: str, database: Database, bus: RecordBus, clock: Clock) -> None:
-        self._shard = shard
+    def __init__(self, database: Database, bus: RecordBus, clock: Clock) -> None:
         self._database = database
         self._bus = bus
         self._clock = clock
@@ -60,6 +58,10 @@ class Pump:
             pending.extend(records)
         self._heads[partition] = records[-1].position
         self._wake(partition)
+
+    def unannounced(self, partition: int) -> int:
+        """How many committed records room.log does not have yet."""
+        return self._heads.get(partition, 0) - self._announced.get(partition, 0)
 
     def is_settled(self) -> bool:
         """Whether everything is announced."""
@@ -111,4 +113,3 @@ class Pump:
     def _wake(self, partition: int) -> None:
         self._dirty[partition] = None
         self._wakeup.set()
-        metrics.NOT_ANNOUNCED.labels(self._shard).set(len(self._dirty))

@@ -1,6 +1,17 @@
-"""What the room writers measure: one observation for a batch, none for a command."""
+"""What the room writers measure: a few observations for a batch, none for a command.
 
-from prometheus_client import Counter, Gauge, Histogram
+What is told of each partition is added up over groups of partitions (`tessera.telemetry.partition_group`).
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import NamedTuple
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from tessera.telemetry import PARTITION_GROUPS, partition_group
 
 BATCH_COMMANDS = Histogram(
     "tessera_writer_batch_commands", "Commands in a batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -21,7 +32,69 @@ LAG_SECONDS = Histogram(
 RECORDS = Counter("tessera_writer_records", "Records committed")
 RETRIES = Counter("tessera_writer_retries", "Batches built again", ["reason"])
 PARTITIONS = Gauge("tessera_writer_partitions", "Partitions owned", ["shard"])
+PARTITIONS_IN_ALL = Gauge("tessera_partitions", "Partitions of the database, whoever owns them")
+TAKEN = Counter("tessera_writer_partitions_taken", "Partitions taken, by how their last owner ended", ["end"])
 LOST = Counter("tessera_writer_partitions_lost", "Partitions lost", ["reason"])
 DEAD_LETTERS = Counter("tessera_writer_dead_letters", "Commands that became dead letters")
 HOT_ROOMS_BYTES = Gauge("tessera_writer_hot_rooms_bytes", "Memory of hot rooms, about", ["shard"])
-NOT_ANNOUNCED = Gauge("tessera_writer_not_announced", "Records committed and not announced", ["shard"])
+
+
+class PartitionLag(NamedTuple):
+    """How far a partition is behind."""
+
+    partition: int
+    undone: int  # commands taken and without an outcome
+    unannounced: int  # records committed and not announced
+
+
+LagSource = Callable[[], Iterable[PartitionLag]]
+
+
+class LagCollector(Collector):
+    """The lag of the partitions written here, counted when Prometheus asks: it costs a batch nothing.
+
+    Attributes:
+        sources: the writers in this process, each a function that answers the lags of its partitions.
+    """
+
+    def __init__(self) -> None:
+        self.sources: set[LagSource] = set()
+
+    def describe(self) -> Iterator[Metric]:
+        """What `collect` tells, without figures."""
+        yield from self._families()
+
+    def collect(self) -> Iterator[Metric]:
+        """The sum for each group of partitions."""
+        undone, unannounced = [0] * PARTITION_GROUPS, [0] * PARTITION_GROUPS
+        owned: set[int] = set()
+        for lag in chain.from_iterable(source() for source in tuple(self.sources)):
+            group = lag.partition % PARTITION_GROUPS
+            owned.add(group)
+            undone[group] += lag.undone
+            unannounced[group] += lag.unannounced
+        commands, records = self._families()
+        for group in sorted(owned):
+            commands.add_metric([partition_group(group)], undone[group])
+            records.add_metric([partition_group(group)], unannounced[group])
+        yield commands
+        yield records
+
+    @staticmethod
+    def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
+        return (
+            GaugeMetricFamily(
+                "tessera_writer_undone_commands",
+                "Commands taken and without an outcome, by group of partitions",
+                labels=["partition_group"],
+            ),
+            GaugeMetricFamily(
+                "tessera_writer_unannounced_records",
+                "Records committed and not announced to room.log, by group of partitions",
+                labels=["partition_group"],
+            ),
+        )
+
+
+LAGS = LagCollector()
+REGISTRY.register(LAGS)

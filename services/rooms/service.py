@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 
 from matrixcore.identifiers import ServerName
 from matrixcore.signing import SigningKey
+from services.rooms import metrics
 from services.rooms.ownership import Owner
 from services.rooms.room_work import Signer
 from services.rooms.shard_writer import ShardWriter
@@ -46,6 +47,7 @@ class RoomWriter:
         signer = Signer(server_name, signing_key, ids)
         lock_key = int.from_bytes(ids.random_bytes(8), "big") >> (64 - _LOCK_KEY_BITS)
         owner = Owner(name, f"{name}/{ids.token(9)}", lock_key if session_locks else None)
+        metrics.PARTITIONS_IN_ALL.set(shards.partitions)
         placed: dict[str, list[int]] = {shard: [] for shard in shards.names}
         for partition in range(shards.partitions):
             placed[shards.shard_of(partition)].append(partition)

@@ -122,7 +122,7 @@ class ShardWriter:
         self._stopped = asyncio.Event()
         self._attempts: dict[bytes, int] = {}  # of commands that broke the writer
         self._counted: set[bytes] = set()  # commands whose attempts are counted in PostgreSQL
-        self._pump = Pump(shard, database, records, clock)
+        self._pump = Pump(database, records, clock)
         self._ownership = Ownership(database, owner, partitions, clock, on_taken=self._on_taken, on_lost=self._on_lost)
         self._lost: set[int] = set()
         self._writing = asyncio.Lock()
@@ -139,9 +139,17 @@ class ShardWriter:
         """The partitions that are written here now."""
         return frozenset(self._owned)
 
+    def lags(self) -> list[metrics.PartitionLag]:
+        """How far each partition is behind, for the metrics."""
+        return [
+            metrics.PartitionLag(partition, len(owned.undone), self._pump.unannounced(partition))
+            for partition, owned in self._owned.items()
+        ]
+
     async def run(self) -> None:
         """Write until `stop`."""
         self._reader = await self._commands.open_reader()
+        metrics.LAGS.sources.add(self.lags)
         try:
             async with asyncio.TaskGroup() as tasks:
                 leases = tasks.create_task(self._ownership.run())
@@ -156,6 +164,7 @@ class ShardWriter:
                     await self._ownership.stop()
                     await leases
         finally:
+            metrics.LAGS.sources.discard(self.lags)
             self._stopped.set()  # however it ended: nobody waits for it in vain
 
     async def stop(self) -> None:
@@ -190,6 +199,9 @@ class ShardWriter:
     # Taking and losing partitions
 
     def _on_taken(self, taken: Sequence[TakenPartition]) -> None:
+        unclean = sum(not partition.clean for partition in taken)
+        metrics.TAKEN.labels("clean").inc(len(taken) - unclean)
+        metrics.TAKEN.labels("unclean").inc(unclean)
         self._arrivals.extend(taken)
         self._arrived.set()
 
@@ -456,6 +468,9 @@ class ShardWriter:
         if result.decided:
             raise _Decided(result.decided)
         metrics.COMMIT_SECONDS.observe(self._clock.monotonic() - started)
+        # Two machines' clocks: good enough to be looked at, never to decide by.
+        oldest = min(command.origin_server_ts for command in commands)
+        metrics.LAG_SECONDS.observe(max(0, self._clock.now_ms() - oldest) / 1000)
         await self._after_commit(building, result, finished)
         return True
 
