@@ -75,10 +75,21 @@ async def test_turn_credentials_are_made_with_the_shared_secret(make_server: Mak
 
 async def test_fixed_turn_credentials_and_none(make_server: Make) -> None:
     session = await make_server().register("alice")
-    assert (await session.get("/voip/turnServer")).json() == {}
+    none = await session.get("/voip/turnServer")
+    assert (none.status_code, none.json()["errcode"]) == (404, "M_NOT_FOUND")
     fixed = make_server(turn_uris=["turn:t"], turn_username="user", turn_password="pass", allow_guest_access=True)
     reply = (await (await fixed.login("alice")).get("/voip/turnServer")).json()
     assert (reply["username"], reply["password"]) == ("user", "pass")
+    uris_alone = make_server(turn_uris=["turn:t"])
+    assert (await (await uris_alone.login("alice")).get("/voip/turnServer")).status_code == 404
+
+
+async def test_guests_get_turn_credentials_where_they_may(make_server: Make) -> None:
+    turn = {"turn_uris": ["turn:t"], "turn_shared_secret": "s", "allow_guest_access": True}
+    for allowed, status in ((True, 200), (False, 403)):
+        server = make_server(turn_allow_guests=allowed, **turn)
+        guest = server.session((await server.post("/register", {}, params={"kind": "guest"})).json())
+        assert (await guest.get("/voip/turnServer")).status_code == status
 
 
 async def test_presence_is_set_and_seen_by_those_who_share_a_room(server: Server) -> None:
