@@ -16,10 +16,12 @@ import uvloop
 from rich.console import Console
 from rich.markup import escape
 
-from services.serve import ServeError, open_stores, serve
+from services.serve import serve
+from services.stores import open_stores
 from tessera.config import ConfigError, Settings, generate_config, read_settings
 from tessera.embedded_postgres import EmbeddedPostgresError
 from tessera.logging import configure_logging
+from tessera.service import CannotStart
 from tessera.storage.database import DatabaseUnavailable
 from tessera.storage.migrations import MigrationError
 from tessera.storage.placement import PlacementMismatch
@@ -32,7 +34,7 @@ ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="homeserver.y
 DEFAULT_CONFIG = Path("data/homeserver.yaml")
 # Whatever an operator can mend is one line and this status.
 FAILED = 1
-_ONE_LINE = (ServeError, EmbeddedPostgresError, DatabaseUnavailable, MigrationError, PlacementMismatch)
+_ONE_LINE = (CannotStart, EmbeddedPostgresError, DatabaseUnavailable, MigrationError, PlacementMismatch)
 
 
 def main() -> None:
@@ -103,7 +105,7 @@ def register_user_command(
     if shared_secret is None and settings is not None and settings.registration_shared_secret is not None:
         shared_secret = settings.registration_shared_secret.get_secret_value()
     if not shared_secret:
-        _fail(ServeError(f"{config} has no registration_shared_secret; give one with --shared-secret"))
+        _fail(CannotStart(f"{config} has no registration_shared_secret; give one with --shared-secret"))
     if server is None and settings is not None:
         server = _local_url(settings)
     user = user or input(f"New user localpart [{getpass.getuser()}]: ") or getpass.getuser()
@@ -120,9 +122,9 @@ def _read_password(path: Path) -> str:
     try:
         return path.read_text().strip()
     except OSError as error:
-        _fail(ServeError(f"{path} cannot be read: {error.strerror}"))
+        _fail(CannotStart(f"{path} cannot be read: {error.strerror}"))
     except UnicodeDecodeError:
-        _fail(ServeError(f"{path} is not UTF-8"))
+        _fail(CannotStart(f"{path} is not UTF-8"))
 
 
 def _register(server: str, secret: str, user: str, password: str, *, admin: bool) -> str:
@@ -136,9 +138,9 @@ def _register(server: str, secret: str, user: str, password: str, *, admin: bool
             body = {"nonce": nonce, "username": user, "password": password, "admin": admin, "mac": mac}
             user_id: str = _answer(server, client.post(url, json=body))["user_id"]
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        _fail(ServeError(f"{server} does not answer: {error}"))
+        _fail(CannotStart(f"{server} does not answer: {error}"))
     except (ValueError, KeyError, TypeError):
-        _fail(ServeError(f"{server} answers, but not as a homeserver with registration by shared secret"))
+        _fail(CannotStart(f"{server} answers, but not as a homeserver with registration by shared secret"))
     return user_id
 
 
@@ -146,7 +148,7 @@ def _answer(server: str, reply: httpx.Response) -> dict[str, Any]:
     """The body of a success; a refusal ends the command with the server's words."""
     body: dict[str, Any] = reply.json()
     if reply.status_code != 200:
-        _fail(ServeError(f"{server} refuses: {body.get('error', reply.status_code)}"))
+        _fail(CannotStart(f"{server} refuses: {body.get('error', reply.status_code)}"))
     return body
 
 

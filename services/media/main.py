@@ -1,19 +1,41 @@
 """Puts the media service together."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from services.media.dependencies import MediaDeps, MediaLimits
 from services.media.disk_store import DiskStore
+from services.media.routes import media_routes
 from services.media.thumbnailer import Thumbnailer
 from tessera.clock import Clock
 from tessera.config import Settings
 from tessera.http.limits import RateLimits
 from tessera.ids import IdSource
+from tessera.service import CannotStart, Service, Surroundings
 from tessera.storage.database import Database
 
 # An upload holds at most about 600 KiB of memory, a waiting download next to nothing.
 MAX_UPLOADS = 64
 MAX_WAITERS = 256
+
+
+@asynccontextmanager
+async def open_media(around: Surroundings) -> AsyncIterator[Service]:
+    """The content repository.
+
+    Raises:
+        CannotStart: the directory cannot be made.
+    """
+    settings = around.settings
+    try:
+        media = build_media(settings, around.accounts, around.clock, around.ids, around.limits)
+    except OSError as error:
+        raise CannotStart(f"media_store_path: {settings.media_directory} cannot be used: {error.strerror}") from error
+    try:
+        yield Service(routes={"media": media_routes()}, state={"media": media})
+    finally:
+        media.close()
 
 
 def build_media(settings: Settings, accounts: Database, clock: Clock, ids: IdSource, rates: RateLimits) -> MediaDeps:

@@ -24,7 +24,18 @@ async def settle_placement(tx: Transaction, partitions: int, shards: Sequence[st
         PlacementMismatch: another number of partitions, or a shard that the configuration does not name.
     """
     await tx.execute(_PLACE, partitions, list(shards))
+    return await get_placement(tx, partitions, shards)
+
+
+async def get_placement(tx: Transaction, partitions: int, shards: Sequence[str]) -> dict[int, str]:
+    """The shard of each partition as it is now.
+
+    Raises:
+        PlacementMismatch: there is none yet, another number of partitions, or a shard that is not in `shards`.
+    """
     placement = {row[0]: row[1] for row in await tx.fetch(_LIST)}
+    if not placement:
+        raise PlacementMismatch("the partitions have no places yet: run `tessera migrate`")
     if len(placement) != partitions:
         raise PlacementMismatch(
             f"the database was made with {len(placement)} partitions, tessera.partitions is {partitions}:"

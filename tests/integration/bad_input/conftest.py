@@ -9,7 +9,9 @@ import httpx
 import pytest
 from target_server import SERVER, Target
 
-from services.serve import make_app, open_stores, run_services
+from services.hosting import make_app
+from services.serve import run_services
+from services.stores import open_stores
 from tessera.clock import SystemClock
 from tessera.config import Listener, Settings
 from tessera.config.listeners import Resource

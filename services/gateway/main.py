@@ -1,0 +1,49 @@
+"""Puts the gateway together: the client-server API."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from services.gateway import departures, profile_propagation
+from services.gateway.app import build_gateway, gateway_routers, gateway_routes
+from services.gateway.passwords import Passwords
+from tessera.room_commands import RoomCommands
+from tessera.service import Service, Surroundings
+from tessera.storage.outcomes import ShardOutcomes
+
+
+@asynccontextmanager
+async def open_gateway(around: Surroundings) -> AsyncIterator[Service]:
+    """The gateway; at the end receipts that wait are sent."""
+    commands = RoomCommands(around.commands, around.fanout, ShardOutcomes(around.shards))
+    passwords = Passwords()
+    gateway = build_gateway(
+        settings=around.settings,
+        clock=around.clock,
+        ids=around.ids,
+        accounts=around.accounts,
+        shards=around.shards,
+        fanout=around.fanout,
+        commands=commands,
+        limits=around.limits,
+        last_seen=around.last_seen,
+        authenticator=around.authenticator,
+        signing_key=around.signing_key,
+        passwords=passwords,
+    )
+    await commands.start()
+    try:
+        yield Service(
+            routes={"client": list(gateway_routes())},
+            routers={"client": list(gateway_routers())},
+            state={"gateway": gateway},
+            background=(
+                commands.poll_overdue,
+                gateway.receipts.run,
+                lambda: profile_propagation.run(around.accounts, gateway.propagate_profile, around.clock),
+                lambda: departures.run(gateway.rooms, around.clock),
+            ),
+        )
+        await gateway.receipts.flush()
+    finally:
+        await commands.stop()
+        passwords.close()

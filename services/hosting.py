@@ -1,0 +1,184 @@
+"""One process: some services side by side, their listeners, and the order in which they begin and end.
+
+`tessera serve` hosts all services, `tessera run` one of them.
+"""
+
+import asyncio
+import gc
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from itertools import chain
+
+import structlog
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry
+from starlette.routing import BaseRoute
+
+from services.listening import Closing, HttpServers, bind, urls_of
+from tessera.clock import Clock
+from tessera.config import Listener, Settings
+from tessera.http.app import MatrixApp, create_app
+from tessera.ids import IdSource
+from tessera.service import Service, ServiceOpener, Surroundings
+from tessera.storage.database import DatabaseUnavailable
+from tessera.telemetry import ReadinessCheck, RequestMetrics, observability_routes
+
+log = structlog.get_logger(__name__)
+
+Ready = Callable[[Sequence[str]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """Services that run."""
+
+    services: Sequence[Service]
+    observing: Mapping[str, Sequence[BaseRoute]]
+    state: Mapping[str, object]
+    ids: IdSource
+    metrics: RequestMetrics
+    closing: Closing
+
+    async def drain(self) -> None:
+        """Answer who waits and give away what others can go on with; /ready says no from now on."""
+        self.closing.is_closing = True
+        for service in self.services:
+            await service.drain()
+
+
+@asynccontextmanager
+async def hosting(
+    openers: Iterable[ServiceOpener],
+    around: Surroundings,
+    checks: Mapping[str, ReadinessCheck],
+    degraded: Mapping[str, ReadinessCheck],
+) -> AsyncIterator[Hosted]:
+    """Start services in order, and end them in the opposite order; one that fails ends the block with its exception.
+
+    Args:
+        checks: what /ready asks beside the stores and what the services name.
+        degraded: what /ready tells of, though the process is ready without it.
+    """
+    registry = CollectorRegistry()
+    closing = Closing()
+    async with AsyncExitStack() as stack:
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        tasks: list[asyncio.Task[None]] = []
+        stack.callback(lambda: [task.cancel() for task in tasks])
+        stack.push_async_callback(_flush, around)
+        tasks.append(group.create_task(around.last_seen.run()))
+        services: list[Service] = []
+        for opener in openers:
+            service = await stack.enter_async_context(opener(around))
+            services.append(service)
+            tasks.extend(group.create_task(background()) for background in service.background)
+        for service in services:
+            await service.wait_started()
+        asked = _store_checks(around) | dict(checks)
+        for service in services:
+            asked |= service.checks
+        health, ready, metrics = observability_routes(
+            registry, asked, degraded=degraded, is_closing=lambda: closing.is_closing
+        )
+        state: dict[str, object] = {"authenticator": around.authenticator}
+        for service in services:
+            state |= service.state
+        yield Hosted(
+            services,
+            {"metrics": [metrics], "health": [health, ready]},
+            state,
+            around.ids,
+            RequestMetrics(registry),
+            closing,
+        )
+
+
+def _store_checks(around: Surroundings) -> dict[str, ReadinessCheck]:
+    shards = {f"shard {name}": database.ping for name, database in around.shards.databases.items()}
+    return {"accounts": around.accounts.ping, **shards}
+
+
+async def _flush(around: Surroundings) -> None:
+    try:
+        await around.last_seen.flush()
+    except DatabaseUnavailable as error:
+        log.warning("last seen not written", error=str(error))
+
+
+def make_app(hosted: Hosted, listener: Listener) -> MatrixApp:
+    """The application of one listener: what its resources name."""
+    names = sorted(listener.resource_names())
+    routes: list[BaseRoute] = []
+    routers: list[APIRouter] = []
+    for service in hosted.services:
+        for name in names:
+            routes += service.routes.get(name, ())
+            routers += service.routers.get(name, ())
+    for name in names:
+        routes += hosted.observing.get(name, ())
+    return create_app(routes=routes, routers=routers, state=hosted.state, ids=hosted.ids, metrics=hosted.metrics)
+
+
+class StopSignals:
+    """SIGTERM and SIGINT: the first one asks for an orderly end."""
+
+    def __init__(self) -> None:
+        self._stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+
+    async def wait(self) -> None:
+        """Until one came."""
+        await self._stopping.wait()
+
+
+@asynccontextmanager
+async def bound_listeners(listeners: Sequence[Listener]) -> AsyncIterator[list[list[socket.socket]]]:
+    """The sockets of each listener. Raises CannotStart."""
+    with_sockets: list[list[socket.socket]] = []
+    try:
+        for listener in listeners:
+            with_sockets.append(bind(listener))
+        yield with_sockets
+    finally:
+        for bound in chain.from_iterable(with_sockets):
+            bound.close()
+
+
+async def answer_requests(
+    hosted: Hosted,
+    settings: Settings,
+    listeners: Sequence[Listener],
+    sockets: Sequence[Sequence[socket.socket]],
+    *,
+    clock: Clock,
+    signals: StopSignals,
+    ready: Ready,
+) -> None:
+    """Listen until a signal comes, then drain: /ready says no, whoever waits is answered, the listeners close."""
+    servers = HttpServers(settings)
+    for listener, bound in zip(listeners, sockets, strict=True):
+        await servers.start(hosted.closing.around(make_app(hosted, listener)), listener, bound)
+    _settle_garbage_collector()
+    ready([url for listener, bound in zip(listeners, sockets, strict=True) for url in urls_of(listener, bound)])
+    await signals.wait()
+    log.info("draining")
+    hosted.closing.is_closing = True
+    await clock.sleep(settings.tessera.drain_notice_seconds)
+    try:
+        async with asyncio.timeout(settings.tessera.drain_seconds):
+            await hosted.drain()
+    except TimeoutError:
+        log.warning("not drained in time")
+    await servers.stop()
+
+
+def _settle_garbage_collector() -> None:
+    """What start-up made stays for ever: never look at it again, and look at the rest less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)

@@ -1,0 +1,95 @@
+"""The databases of a process: reached, with schemas that this release understands, and pools on them."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from tessera.config import Settings
+from tessera.embedded_postgres import EmbeddedPostgres
+from tessera.service import CannotStart
+from tessera.storage import partitions as partition_rows
+from tessera.storage.database import Database
+from tessera.storage.migrations import Tree, migrate, require_current
+from tessera.storage.placement import get_placement, settle_placement
+from tessera.storage.shards import RoomShards
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The databases of a running server."""
+
+    accounts: Database
+    shards: RoomShards
+
+
+@asynccontextmanager
+async def open_stores(settings: Settings, *, progress: Progress) -> AsyncIterator[Stores]:
+    """Start or reach the databases, bring their schemas up to date, and open the pools.
+
+    Raises:
+        EmbeddedPostgresError, DatabaseUnavailable, MigrationError, PlacementMismatch: with one line.
+    """
+    async with AsyncExitStack() as stack:
+        accounts_dsn = settings.accounts_dsn
+        if accounts_dsn is None:
+            progress(f"starting PostgreSQL in {settings.data_dir / 'postgres'}")
+            postgres = EmbeddedPostgres(settings.data_dir / "postgres")
+            await postgres.start()
+            stack.push_async_callback(postgres.stop)
+            accounts_dsn = postgres.dsn()
+        shard_dsns = settings.shard_dsns(accounts_dsn)
+        await migrate(accounts_dsn, Tree.ACCOUNTS, progress=progress)
+        for dsn in dict.fromkeys(shard_dsns.values()):
+            await migrate(dsn, Tree.ROOMS, progress=progress)
+        accounts, shards = await _connect(stack, settings, accounts_dsn, shard_dsns, "tessera")
+        async with accounts.transaction() as tx:
+            placement = await settle_placement(tx, settings.tessera.partitions, list(shards))
+        for name, database in shards.items():
+            async with database.transaction() as tx:
+                await partition_rows.add_partitions(tx, [p for p, shard in placement.items() if shard == name])
+        yield Stores(accounts, RoomShards(shards, placement, settings.tessera.partitions))
+
+
+@asynccontextmanager
+async def reach_stores(settings: Settings, name: str) -> AsyncIterator[Stores]:
+    """Open pools on databases that `tessera migrate` has prepared: one process of many changes no schema.
+
+    Args:
+        name: of the process; PostgreSQL shows it in pg_stat_activity.
+
+    Raises:
+        CannotStart, DatabaseUnavailable, MigrationError, PlacementMismatch: with one line.
+    """
+    accounts_dsn = settings.accounts_dsn
+    if accounts_dsn is None:
+        raise CannotStart("separate processes need a PostgreSQL that they all reach: set tessera.accounts_dsn")
+    shard_dsns = settings.shard_dsns(accounts_dsn)
+    await require_current(accounts_dsn, Tree.ACCOUNTS)
+    for dsn in dict.fromkeys(shard_dsns.values()):
+        await require_current(dsn, Tree.ROOMS)
+    async with AsyncExitStack() as stack:
+        accounts, shards = await _connect(stack, settings, accounts_dsn, shard_dsns, f"tessera {name}")
+        async with accounts.reading() as tx:
+            placement = await get_placement(tx, settings.tessera.partitions, list(shards))
+        yield Stores(accounts, RoomShards(shards, placement, settings.tessera.partitions))
+
+
+async def _connect(
+    stack: AsyncExitStack, settings: Settings, accounts_dsn: str, shard_dsns: dict[str, str], application_name: str
+) -> tuple[Database, dict[str, Database]]:
+    """A pool for each database, however many roles it has."""
+    pool = settings.pool
+    databases: dict[str, Database] = {}
+    for dsn in dict.fromkeys([accounts_dsn, *shard_dsns.values()]):
+        database = await Database.connect(
+            dsn,
+            min_size=pool.min_size,
+            max_size=pool.max_size,
+            pgbouncer=settings.tessera.pgbouncer,
+            application_name=application_name,
+        )
+        stack.push_async_callback(database.close)
+        databases[dsn] = database
+    return databases[accounts_dsn], {name: databases[dsn] for name, dsn in shard_dsns.items()}
