@@ -5,6 +5,7 @@ Plain routes: clients call these before each encrypted conversation, with hundre
 Spec: C-S API §End-to-End Encryption, §Key management API.
 """
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from services.gateway.key_checks import (
     is_same_key,
     merge_signatures,
 )
+from services.gateway.key_signatures import check_signatures
 from services.gateway.routing import client_routes, json_object_of, requester_of
 from tessera.fanout import Fanout
 from tessera.http.errors import Forbidden, InvalidParam, MatrixError
@@ -48,7 +50,14 @@ async def upload_keys(request: Request) -> Response:
     if not requester.device_id:
         raise InvalidParam("Keys belong to a device, and this request is made for none")
     body = await json_object_of(request)
-    counts = await store_keys(gateway.accounts, gateway.fanout, requester.user_id, requester.device_id, body)
+    counts = await store_keys(
+        gateway.accounts,
+        gateway.fanout,
+        requester.user_id,
+        requester.device_id,
+        body,
+        verify=gateway.settings.tessera.verify_key_signatures,
+    )
     return json_reply({"one_time_key_counts": counts})
 
 
@@ -114,17 +123,34 @@ def _users_of(body: Mapping[str, Any], field: str) -> list[tuple[UserId, Any]]:
 
 
 async def store_keys(
-    accounts: Database, fanout: Fanout, user_id: UserId, device_id: str, body: Mapping[str, Any]
+    accounts: Database,
+    fanout: Fanout,
+    user_id: UserId,
+    device_id: str,
+    body: Mapping[str, Any],
+    *,
+    verify: bool = False,
 ) -> dict[str, int]:
     """Store a device's keys; answers its one-time key counts. Repeating a request changes nothing.
 
+    Args:
+        verify: whether the device must have signed what it uploads.
+
     Raises:
         InvalidParam: keys of another device, malformed keys, or too many.
+        InvalidSignature: a key that the device has not signed.
         MatrixError: a one-time key's name stands for another key already (400).
     """
     keys = None if body.get("device_keys") is None else check_device_keys(body["device_keys"], user_id, device_id)
     one_time = check_one_time_keys(_given(body, "one_time_keys"), "one_time_keys")
     fallback = check_fallback_keys(_given(body, "fallback_keys"), "fallback_keys")
+    if verify:
+        stored = None
+        if keys is None and (one_time or fallback):
+            async with accounts.reading() as tx:
+                stored = await device_keys.find_uploaded(tx, user_id, device_id)
+        known = None if stored is None else orjson.loads(stored)
+        await asyncio.to_thread(check_signatures, body, user_id, device_id, known)
     heads: dict[UserId, int] = {}
     device_position: int | None = None
     async with accounts.transaction() as tx:

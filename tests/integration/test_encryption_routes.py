@@ -15,6 +15,7 @@ from services.gateway.passwords import Passwords
 from services.gateway.routing import mounted
 from services.gateway.uia import UserInteractiveAuth
 from tessera.clock import FakeClock
+from tessera.config import Settings
 from tessera.http.app import create_app
 from tessera.http.authentication import Requester, access_token_of
 from tessera.http.limits import LocalRateLimits
@@ -47,6 +48,7 @@ async def alice(accounts: Database) -> AsyncIterator[httpx.AsyncClient]:
         fanout=RecordingFanout(),
         clock=clock,
         server_name=ServerName(SERVER),
+        settings=Settings.for_tests(server_name=SERVER),
         uia=UserInteractiveAuth(accounts, clock, ids, passwords, attempts, ServerName(SERVER)),
     )
     app = create_app(

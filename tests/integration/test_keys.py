@@ -9,6 +9,7 @@ from key_material import ALICE, BOB, CAROL, SERVER, Device, RecordingFanout, add
 
 from matrixcore.identifiers import ServerName, UserId
 from services.gateway import keys
+from services.gateway.key_signatures import InvalidSignature
 from services.gateway.keys import list_keys, store_keys, take_keys
 from tessera.http.errors import InvalidParam, MatrixError
 from tessera.storage import device_changes, device_keys, devices, one_time_keys, user_log
@@ -118,6 +119,28 @@ async def test_malformed_one_time_keys_are_refused(
 ) -> None:
     with pytest.raises(InvalidParam):
         await upload(accounts, fanout, Device(ALICE, "A1"), one_time_keys=one_time)
+
+
+async def test_an_operator_may_want_signatures_checked(accounts: Database, fanout: RecordingFanout) -> None:
+    await add_devices(accounts, {ALICE: ["A1"]})
+    phone, stranger = Device(ALICE, "A1"), Device(ALICE, "A1")
+
+    async def strictly(**body: Any) -> dict[str, int]:
+        return await store_keys(accounts, fanout, ALICE, "A1", body, verify=True)
+
+    forged = {**phone.keys, "signatures": stranger.keys["signatures"]}
+    with pytest.raises(InvalidSignature):
+        await strictly(device_keys=forged)
+    assert (await query(accounts, BOB, {ALICE: []}))["device_keys"] == {ALICE: {}}
+    assert await upload(accounts, fanout, phone, device_keys=forged) == {ALGORITHM: 0}
+    await strictly(device_keys=phone.keys, one_time_keys=phone.one_time_keys(["k1"]))
+    # Later uploads leave the device keys out.
+    assert await strictly(one_time_keys=phone.one_time_keys(["k2"])) == {ALGORITHM: 2}
+    with pytest.raises(InvalidSignature):
+        await strictly(one_time_keys=stranger.one_time_keys(["k3"]))
+    with pytest.raises(InvalidSignature):
+        await strictly(fallback_keys=stranger.one_time_keys(["f"], fallback=True))
+    assert await strictly() == {ALGORITHM: 2}
 
 
 async def test_keys_are_claimed_in_the_order_of_uploads_and_once(accounts: Database, fanout: RecordingFanout) -> None:

@@ -90,6 +90,8 @@ class TesseraSettings(Section):
         shards: the room databases by name; absent, the rooms lie beside the accounts.
         partitions: fixed when the database is made.
         pgbouncer: there is a PgBouncer in transaction mode in front of PostgreSQL.
+        verify_key_signatures: refuse device keys and one-time keys that their device has not signed. Clients check
+            them anyway; Synapse takes what comes.
         services: what differs between the processes of a cluster.
         instance_name: of this process, kept over restarts; partitions are handed over to it. Absent, the host's name.
         drain_seconds: how long a process that is told to end may take for what it has begun.
@@ -104,6 +106,7 @@ class TesseraSettings(Section):
     shards: Mapping[ShardName, Dsn] = Field(default_factory=dict)
     partitions: Annotated[int, Field(ge=1, le=4096)] = 64
     pgbouncer: bool = False
+    verify_key_signatures: bool = False
     pool: Pool | None = None
     services: Mapping[ServiceName, ServiceSettings] = Field(default_factory=dict)
     instance_name: InstanceName | None = None
