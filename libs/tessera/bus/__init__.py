@@ -9,6 +9,7 @@ from tessera.bus.protocol import (
     Delivered,
     RecordBus,
     RecordReader,
+    TopicReplaced,
 )
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "LocalRecordBus",
     "RecordBus",
     "RecordReader",
+    "TopicReplaced",
 ]

@@ -24,13 +24,22 @@ class BusBusy(BusUnavailable):
         self.retry_after_ms = retry_after_ms
 
 
+class TopicReplaced(BusUnavailable):
+    """The topic was made anew or lost its end: old offsets mean nothing, the reader has no partition any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A command with its place in its partition's topic."""
+    """A command with its place in its partition's topic.
+
+    Attributes:
+        traceparent: of the span that sent it (W3C Trace Context), for the spans of its way on.
+    """
 
     partition: int
     offset: int
     command: Command
+    traceparent: str | None = None
 
 
 class CommandReader(Protocol):
@@ -53,6 +62,7 @@ class CommandReader(Protocol):
         """All that is ready in the assigned partitions, in order for each, at most `limit`; waits for the first.
 
         Raises:
+            TopicReplaced: `topic_id` may have changed with this; every partition must be taken anew.
             BusUnavailable: the topic cannot be read now.
         """
 

@@ -1,0 +1,183 @@
+"""How one process reaches the cluster, and what it asks about topics beside reading and writing them.
+
+The connection behind it never carries a parked fetch, so its answers come at once.
+
+Spec: none; DESIGN.md sections 3 and 9.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import structlog
+from aiokafka import AIOKafkaClient
+from aiokafka.errors import KafkaError, NoError, UnknownTopicOrPartitionError, for_code
+from aiokafka.protocol.offset import OffsetRequest
+
+from tessera.bus.kafka.metadata_request import DescribeTopicsRequest
+from tessera.bus.protocol import BusUnavailable
+from tessera.config import KafkaSettings
+
+log = structlog.get_logger(__name__)
+
+_EARLIEST, _LATEST = -2, -1
+_ANY_REPLICA = -1
+_READ_UNCOMMITTED = 0
+# What a request may end with when brokers are away, are started again or move their partitions.
+UNREACHABLE = (KafkaError, OSError, TimeoutError)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicDescription:
+    """One topic as the brokers know it.
+
+    Attributes:
+        topic_id: changes when the topic is made anew.
+        leaders: the broker of each partition, -1 while there is none.
+        replicas: how many brokers hold a partition, of the one with fewest.
+    """
+
+    name: str
+    topic_id: str
+    leaders: tuple[int, ...]
+    replicas: int
+
+    @property
+    def partitions(self) -> int:
+        """How many there are."""
+        return len(self.leaders)
+
+
+class OffsetRange(NamedTuple):
+    """What lies in a partition: `start` <= offset < `end`."""
+
+    start: int
+    end: int
+
+
+class KafkaConnection:
+    """The cluster of one process's buses."""
+
+    def __init__(self, settings: KafkaSettings, client_id: str) -> None:
+        self.settings = settings
+        self._client_id = client_id
+        self._ssl_context = _ssl_context(settings)
+        self._client: AIOKafkaClient | None = None
+        self._opening = asyncio.Lock()
+
+    @property
+    def timeout_seconds(self) -> float:
+        """After which a request counts as failed."""
+        return self.settings.request_timeout / 1000
+
+    def topic(self, name: str) -> str:
+        """The full name of a topic."""
+        return f"{self.settings.topic_prefix}{name}"
+
+    def client_options(self) -> dict[str, Any]:
+        """The arguments that every client of aiokafka takes."""
+        options: dict[str, Any] = {
+            "bootstrap_servers": list(self.settings.bootstrap_servers),
+            "client_id": self._client_id,
+            "request_timeout_ms": self.settings.request_timeout,
+            "metadata_max_age_ms": 60_000,
+            "security_protocol": self.settings.security_protocol,
+            "ssl_context": self._ssl_context,
+        }
+        if self.settings.security_protocol.startswith("SASL") and self.settings.sasl_password is not None:
+            options["sasl_mechanism"] = self.settings.sasl_mechanism
+            options["sasl_plain_username"] = self.settings.sasl_username
+            options["sasl_plain_password"] = self.settings.sasl_password.get_secret_value()
+        return options
+
+    async def ping(self) -> None:
+        """Return if a broker answers.
+
+        Raises:
+            BusUnavailable: none does.
+        """
+        await self.describe_topics([])
+
+    async def describe_topics(self, names: Sequence[str]) -> dict[str, TopicDescription]:
+        """Those of the topics that exist, by their full names.
+
+        Raises:
+            BusUnavailable: no broker answers, or it is older than Kafka 3.1.
+        """
+        response = await self._send(None, DescribeTopicsRequest(list(names)))
+        found: dict[str, TopicDescription] = {}
+        for error_code, name, topic_id, _internal, partitions, *_rest in response.topics:
+            error = for_code(error_code)
+            if error is UnknownTopicOrPartitionError:
+                continue
+            if error is not NoError:
+                raise BusUnavailable(f"topic {name}: {error.__name__}")
+            leaders = {partition: leader for _code, partition, leader, *_rest in partitions}
+            replicas = min((len(holders) for _c, _p, _l, _e, holders, *_rest in partitions), default=0)
+            found[name] = TopicDescription(
+                name, str(topic_id), tuple(leaders.get(number, -1) for number in range(len(leaders))), replicas
+            )
+        return found
+
+    async def offset_range(self, topic: str, partition: int) -> OffsetRange:
+        """What lies in a partition now.
+
+        Raises:
+            BusUnavailable: it has no leader that answers, or there is no such topic.
+        """
+        description = (await self.describe_topics([topic])).get(topic)
+        if description is None or partition >= description.partitions:
+            raise BusUnavailable(f"there is no partition {partition} of topic {topic}")
+        leader = description.leaders[partition]
+        start = await self._offset(leader, topic, partition, _EARLIEST)
+        end = await self._offset(leader, topic, partition, _LATEST)
+        return OffsetRange(start, end)
+
+    async def close(self) -> None:
+        """Close the connection; the clients that others made are theirs."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def _offset(self, node: int, topic: str, partition: int, timestamp: int) -> int:
+        request = OffsetRequest(_ANY_REPLICA, _READ_UNCOMMITTED, [(topic, [(partition, timestamp)])])
+        response = await self._send(node, request)
+        _partition, error_code, _timestamp, offset = response.topics[0][1][0]
+        if error_code:
+            raise BusUnavailable(f"{topic} {partition}: {for_code(error_code).__name__}")
+        return int(offset)
+
+    async def _send(self, node: int | None, request: Any) -> Any:
+        try:
+            async with asyncio.timeout(self.timeout_seconds):
+                client = await self._opened()
+                if node is None or client.cluster.broker_metadata(node) is None:
+                    node = client.get_random_node()
+                return await client.send(node, request)
+        except UNREACHABLE as error:
+            raise BusUnavailable(f"Kafka does not answer: {error or type(error).__name__}") from error
+        except NotImplementedError as error:
+            raise BusUnavailable("the brokers are older than Kafka 3.1") from error
+
+    async def _opened(self) -> AIOKafkaClient:
+        async with self._opening:
+            if self._client is None:
+                client = AIOKafkaClient(**self.client_options())
+                try:
+                    await client.bootstrap()
+                except BaseException:
+                    await client.close()
+                    raise
+                self._client = client
+            return self._client
+
+
+def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext | None:
+    if not settings.security_protocol.endswith("SSL"):
+        return None
+    context = ssl.create_default_context(cafile=settings.ssl_cafile)
+    if settings.ssl_certfile is not None:
+        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
+    return context
