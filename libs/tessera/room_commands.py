@@ -7,10 +7,12 @@ same id gets what really happened.
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
 
+from tessera import tracing
 from tessera.bus import BusBusy, BusUnavailable, CommandBus
 from tessera.commands import Command, Outcome, OutcomeStatus
 from tessera.fanout import Fanout, Subscriber, Subscription
@@ -79,6 +81,12 @@ class RoomCommands:
         Raises:
             CommandUnanswered: it did not happen and will not.
         """
+        if not tracing.is_on():
+            return await self._submit(command, timeout_seconds)
+        with tracing.submitting() as traceparent:
+            return await self._submit(replace(command, traceparent=traceparent), timeout_seconds)
+
+    async def _submit(self, command: Command, timeout_seconds: float) -> Outcome:
         if (waiting := self._waiting.get(command.id)) is not None:
             return await self._await_twin(waiting, timeout_seconds)
         if len(self._waiting) >= WAITING_LIMIT:

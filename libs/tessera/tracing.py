@@ -208,11 +208,12 @@ def _announcing(tracer: Tracer, records: Sequence[LogRecord]) -> Iterator[None]:
             span.end()
 
 
-def note_delivery(record: LogRecord, waited_seconds: float) -> None:
+def note_delivery(record: LogRecord, waited_seconds: float, now_ms: int) -> None:
     """A listener's answer carries a record: a span in the message's trace, linked to the listener's request.
 
     Args:
         waited_seconds: since the record was heard of here; the span begins then.
+        now_ms: when the answer was ready.
     """
     if _tracer is None or not record.traceparent:
         return
@@ -222,13 +223,10 @@ def note_delivery(record: LogRecord, waited_seconds: float) -> None:
         context=_context_of(record.traceparent),
         kind=SpanKind.CONSUMER,
         links=[Link(request)] if request.is_valid else None,
-        attributes={
-            "tessera.partition": record.partition,
-            "tessera.position": record.position,
-            "tessera.waited_ms": round(waited_seconds * 1000, 3),
-        },
+        attributes={"tessera.partition": record.partition, "tessera.position": record.position},
+        start_time=int(now_ms * 1e6 - waited_seconds * 1e9),
     )
-    span.end()
+    span.end(end_time=now_ms * 1_000_000)
 
 
 def _current() -> SpanContext:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import orjson
 
 from matrixcore.identifiers import EventId, RoomId, UserId
-from services.sync import metrics
 from services.sync.lazy_members import Seen, with_members
 from services.sync.rendering import (
     Json,
@@ -255,8 +254,6 @@ class LiveAnswers:
         for _, body in room.events:
             served = serve_live_event(body, reader, membership="join")
             events.append(orjson.Fragment(shape_event(request.filter, served) if is_shaped else served))
-            if body.sender_device is not None:
-                metrics.EVENT_TO_SYNC.observe(max(0, reader.now_ms - body.origin_server_ts) / 1000)
         first = room.events[0][0] if room.events else None
         start = point_before(OrderKey(first)) if first is not None else OrderKey(room.up_to)
         section["timeline"] = {"events": events, "limited": room.limited, "prev_batch": encode_page_token(start)}

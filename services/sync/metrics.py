@@ -8,8 +8,14 @@ PARKED = Gauge("tessera_sync_parked", "Requests that wait for news")
 WAKES = Counter("tessera_sync_wakes_total", "Waiting requests that were woken")
 USERS = Gauge("tessera_sync_users", "Users whose state is kept in memory")
 TAIL_BYTES = Gauge("tessera_sync_tail_bytes", "Memory that the tails of rooms take, about")
-EVENT_TO_SYNC = Histogram(
-    "tessera_sync_event_to_sync_seconds",
-    "From origin_server_ts of a local event to the answer that carries it",
-    buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+DELIVERY = Histogram(
+    "tessera_delivery_seconds",
+    "From the acceptance of a local event by a gateway to the answer that brings it to a request that was waiting",
+    ["partition_group"],
+    buckets=(0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+)
+WAKE_SECONDS = Histogram(
+    "tessera_sync_wake_seconds",
+    "From the arrival of a record to the answer of a request that it woke",
+    buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2),
 )

@@ -33,6 +33,7 @@ class RoomTail:
 
     Attributes:
         floor: the tail has every record above it.
+        heard_at: when its newest record came, on the monotonic clock.
         counters: (notify, highlight) of the main timeline after the last record; None if they are not known.
         increments: position of an event -> what it added to its thread's (notify, highlight); None if unknown.
         users: those here whose user log has them in the room.
@@ -45,6 +46,7 @@ class RoomTail:
     floor: int
     records: deque[LogRecord] = field(default_factory=deque)
     last: int = 0
+    heard_at: float = 0.0
     counters: tuple[int, int] | None = None
     thread_counters: dict[EventId, tuple[int, int]] = field(default_factory=dict)
     increments: dict[int, tuple[int, int] | None] = field(default_factory=dict)

@@ -14,6 +14,7 @@ import structlog
 
 from matrixcore.identifiers import RoomId, UserId
 from services.sync import metrics
+from services.sync.deliveries import Deliveries
 from services.sync.ephemeral import PresenceBoard, TypingBoard
 from services.sync.lazy_members import LazyMemory
 from services.sync.live_answers import DevicesHead, LiveAnswers
@@ -76,12 +77,13 @@ class SyncInstance:
         self.typing = TypingBoard(clock)
         self.presence = PresenceBoard()
         self.tails = RoomTails()
-        self.feed = PartitionFeed(shards, self.tails, clock, self._on_record, wake)
+        self.feed = PartitionFeed(shards, self.tails, clock, self._on_record, self._on_advance)
         self.users = UserStates(accounts, shards, self.feed, self.tails, clock)
         self.snapshots = Snapshots(
             accounts, shards, clock, self.typing, self.presence, self.memory, instance, presence_enabled
         )
         self._devices = DevicesHead()
+        self._deliveries = Deliveries(clock)
         self._live = LiveAnswers(self.snapshots, self.feed.heads, self._devices)
         self._subscription: Subscription | None = None
         self._news = _News({})
@@ -153,7 +155,10 @@ class SyncInstance:
             remaining = deadline - self._clock.monotonic()
             is_due = remaining <= 0 or self._is_stopping
             if not answer.is_empty or request.since is None or request.full_state or is_due:
-                return answer.encode(self.memory, request)
+                encoded = answer.encode(self.memory, request)
+                if changed and request.since is not None and not answer.is_empty:
+                    self._deliveries.note(changed, request.since)
+                return encoded
             # What was found to be nothing need not be looked at again.
             request = replace(request, since=answer.token)
             is_woken = await poll.wait(remaining)
@@ -195,6 +200,13 @@ class SyncInstance:
             async with self._accounts.reading() as tx:
                 await to_device.delete_up_to(tx, request.user_id, request.device_id, position)
         state.confirmed[request.device_id] = position
+
+    def _on_advance(self, tails: Collection[RoomTail]) -> None:
+        """Wake whoever waits for one of these rooms."""
+        now = self._clock.monotonic()
+        for tail in tails:
+            tail.heard_at = now
+        wake(tails)
 
     def _on_record(self, tail: RoomTail, record: LogRecord) -> None:
         """Note a leave that the user log does not have yet: nothing after it is for the user."""

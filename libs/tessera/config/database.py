@@ -11,6 +11,7 @@ from tessera.config.kafka import KafkaSettings
 from tessera.config.redis import RedisSettings
 from tessera.config.sections import Pool, Support
 from tessera.config.services import InstanceName, ServiceName, ServiceSettings
+from tessera.config.telemetry import TelemetrySettings
 from tessera.config.values import FilePath, Section
 
 DEFAULT_SHARD = "main"
@@ -99,6 +100,7 @@ class TesseraSettings(Section):
             notices first.
         kafka: the topics between separate services; one process needs none.
         redis: the wake-ups between separate services; one process needs none.
+        telemetry: where traces go.
     """
 
     data_dir: FilePath = Path()
@@ -114,6 +116,7 @@ class TesseraSettings(Section):
     drain_notice_seconds: Annotated[float, Field(ge=0, le=120)] = 0.0
     kafka: KafkaSettings | None = None
     redis: RedisSettings | None = None
+    telemetry: TelemetrySettings = TelemetrySettings()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] | None = None
     support: Support = Support()
