@@ -127,6 +127,7 @@ class ShardWriter:
         self._lost: set[int] = set()
         self._writing = asyncio.Lock()
         self._offsets: dict[int, dict[bytes, list[int]]] = {}  # of the batch: partition -> command -> offsets
+        self._reply_to: dict[bytes, set[str]] = {}  # of the batch: who waits for which command
         self._trace: tracing.BatchTrace | None = None  # of the batch
 
     @property
@@ -310,6 +311,7 @@ class ShardWriter:
     async def _take_together(self, delivered: Sequence[Delivered]) -> None:
         commands: dict[bytes, Command] = {}
         offsets: dict[int, dict[bytes, list[int]]] = {}
+        reply_to: dict[bytes, set[str]] = {}
         for one in delivered:
             owned = self._owned.get(one.partition)
             if owned is None:
@@ -318,9 +320,10 @@ class ShardWriter:
             owned.taken_offset = one.offset
             commands.setdefault(one.command.id, one.command)
             offsets.setdefault(one.partition, {}).setdefault(one.command.id, []).append(one.offset)
+            reply_to.setdefault(one.command.id, set()).add(one.command.reply_to)
         if not commands:
             return
-        self._offsets = offsets
+        self._offsets, self._reply_to = offsets, reply_to
         metrics.BATCH_COMMANDS.observe(len(commands))
         self._trace = tracing.begin_batch(list(commands.values())) if tracing.is_on() else None
         try:
@@ -504,7 +507,7 @@ class ShardWriter:
             self._attempts.pop(outcome.command_id, None)
             self._counted.discard(outcome.command_id)
         with tracing.phase_of(self._trace, "rooms.publish"):
-            await self._fanout.publish_batches(batches, outcomes)
+            await self._fanout.publish_batches(batches, outcomes, self._reply_to)
 
     async def _answer_decided(self, outcomes: Sequence[Outcome]) -> None:
         """Commands that were decided before get the same answer again, and count as done."""
@@ -518,7 +521,7 @@ class ShardWriter:
                 continue
             for offset in self._offsets.get(outcome.partition, {}).get(outcome.command_id, ()):
                 owned.undone.pop(offset, None)
-        await self._fanout.publish_batches([], outcomes)
+        await self._fanout.publish_batches([], outcomes, self._reply_to)
 
     async def _bisect(self, commands: list[Command]) -> None:
         """Find the room, and in it the command, that PostgreSQL does not take."""
