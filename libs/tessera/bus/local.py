@@ -4,13 +4,12 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
+from tessera.bus.admission import RETRY_AFTER_MS, undone_limit
 from tessera.bus.protocol import BusBusy, BusUnavailable, Delivered
 from tessera.commands import Command
 from tessera.records import LogRecord
 
-UNDONE_LIMIT = 2_000  # commands of a partition above its done offset
 RETAINED_RECORDS = 1_000  # of a partition; a slower consumer reads PostgreSQL
-RETRY_AFTER_MS = 1_000
 
 
 class LocalCommandBus:
@@ -29,10 +28,11 @@ class LocalCommandBus:
         return self._topic_id
 
     async def send(self, command: Command) -> None:
-        """Hand a command to its partition; BusBusy beyond 2,000 undone ones."""
+        """Hand a command to its partition; BusBusy if too many lie undone there (`undone_limit`)."""
         partition = command.partition
         offset = self._next_offset.get(partition, 0)
-        if offset - self._done.get(partition, -1) > UNDONE_LIMIT:
+        limit = undone_limit(command)
+        if limit is not None and offset - self._done.get(partition, -1) > limit:
             raise BusBusy(RETRY_AFTER_MS)
         self._next_offset[partition] = offset + 1
         self._queues.setdefault(partition, deque()).append(Delivered(partition, offset, command))

@@ -30,16 +30,11 @@ class TopicReplaced(BusUnavailable):
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A command with its place in its partition's topic.
-
-    Attributes:
-        traceparent: of the span that sent it (W3C Trace Context), for the spans of its way on.
-    """
+    """A command with its place in its partition's topic."""
 
     partition: int
     offset: int
     command: Command
-    traceparent: str | None = None
 
 
 class CommandReader(Protocol):

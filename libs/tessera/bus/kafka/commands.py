@@ -10,7 +10,7 @@ from tessera.bus.kafka import metrics
 from tessera.bus.kafka.backlog import Backlog, ReadDoneOffsets
 from tessera.bus.kafka.cluster import Cluster
 from tessera.bus.kafka.decoding import decode_all
-from tessera.bus.kafka.envelope import make_headers, traceparent_of
+from tessera.bus.kafka.envelope import make_headers
 from tessera.bus.kafka.feed import PartitionFeed
 from tessera.bus.kafka.producing import InFlight, Producing
 from tessera.bus.kafka.topics import COMMANDS
@@ -40,9 +40,8 @@ class KafkaCommandBus:
         """
         await self._cluster.require_topics()
         await self._backlog.admit(command.partition, undone_limit(command))
-        offset = await self._producing.send(
-            self._topic, command.partition, encode_command(command), make_headers(), self._in_flight
-        )
+        record = (encode_command(command), make_headers(command.traceparent))
+        offset = await self._producing.send(self._topic, command.partition, [record], self._in_flight)
         self._backlog.appended(command.partition, offset)
 
     async def open_reader(self) -> "KafkaCommandReader":
@@ -110,7 +109,7 @@ class KafkaCommandReader:
         while True:
             records = await self._feed.take(limit)
             delivered = [
-                Delivered(record.partition, record.offset, command, traceparent_of(record.headers))
+                Delivered(record.partition, record.offset, command)
                 for record, command in decode_all(self._feed, self._topic, records, decode_command)
             ]
             if delivered:

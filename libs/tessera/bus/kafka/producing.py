@@ -26,6 +26,9 @@ _BATCH_BYTES = 256 << 10  # of one partition in one request; one request is unde
 _START_PAUSE_SECONDS = 0.5  # between two tries to reach the cluster
 _BUSY_RETRY_MS = 1_000
 
+Outgoing = tuple[bytes, Headers]
+"""A record's bytes, and what travels beside them."""
+
 
 class InFlight:
     """What one topic may have under way, in records and bytes."""
@@ -68,32 +71,25 @@ class Producing:
         self._failed_at: float | None = None
         self._closed = False
 
-    async def send(self, topic: str, partition: int, value: bytes, headers: Headers, in_flight: InFlight) -> int:
-        """Hand over one record and wait for its acknowledgement; its offset.
+    async def send(self, topic: str, partition: int, records: Sequence[Outgoing], in_flight: InFlight) -> int:
+        """Hand over records (one at least) of one partition, in order, and wait until all are there.
 
-        Raises:
-            BusBusy: too much is under way; it was not sent.
-            BusUnavailable: it was not taken, or nobody knows.
-        """
-        return await self.send_in_order(topic, partition, [value], headers, in_flight)
-
-    async def send_in_order(
-        self, topic: str, partition: int, values: Sequence[bytes], headers: Headers, in_flight: InFlight
-    ) -> int:
-        """Hand over records (one at least) of one partition and wait until all are there; the offset of the last.
+        Returns:
+            The offset of the last.
 
         Raises:
             BusBusy: too much is under way; none was sent.
             BusUnavailable: some were not taken, or nobody knows.
         """
-        with in_flight.places(len(values), sum(map(len, values))):
+        with in_flight.places(len(records), sum(len(value) for value, _headers in records)):
             started = self._clock.monotonic()
             try:
                 async with asyncio.timeout(self._connection.timeout_seconds):
                     producer = await self._started()
                     # One after the other: two tasks that wait for the same full batch may overtake each other.
                     acknowledgements = [
-                        await producer.send(topic, value, partition=partition, headers=headers) for value in values
+                        await producer.send(topic, value, partition=partition, headers=headers)
+                        for value, headers in records
                     ]
                     *_others, last = await asyncio.gather(*acknowledgements)
             except UNREACHABLE as error:

@@ -46,8 +46,8 @@ class KafkaRecordBus:
         if not records:
             return
         await self._cluster.require_topics()
-        values = [encode_record(record) for record in records]
-        await self._producing.send_in_order(self._topic, partition, values, make_headers(), self._in_flight)
+        encoded = [(encode_record(record), make_headers(record.traceparent)) for record in records]
+        await self._producing.send(self._topic, partition, encoded, self._in_flight)
 
     async def open_reader(self) -> "KafkaRecordReader":
         """A consumer that has no partition yet.
