@@ -25,6 +25,7 @@ from tessera.ids import IdSource
 from tessera.service import Service, ServiceOpener, Surroundings
 from tessera.storage.database import DatabaseUnavailable
 from tessera.telemetry import ReadinessCheck, RequestMetrics, observability_routes
+from tessera.tracing import tracing_to
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +65,9 @@ async def hosting(
     """
     registry = CollectorRegistry()
     closing = Closing()
+    telemetry = around.settings.tessera.telemetry
     async with AsyncExitStack() as stack:
+        stack.enter_context(tracing_to(telemetry.otlp_endpoint, telemetry.sample_ratio, around.name))
         group = await stack.enter_async_context(asyncio.TaskGroup())
         tasks: list[asyncio.Task[None]] = []
         stack.callback(lambda: [task.cancel() for task in tasks])

@@ -11,6 +11,7 @@ Spec: W3C Trace Context (traceparent); DESIGN.md section 9.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from threading import Thread
 from typing import TYPE_CHECKING, Protocol
 
 from opentelemetry import trace
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_LINKS = 64  # of a batch to what it serves
 MAX_SPANS = 16  # of one announcement
+EXPORT_SECONDS = 5  # for one request to the collector, repetitions included
+FLUSH_SECONDS = 2.0  # for what is not sent when the process ends
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 _tracer: Tracer | None = None
@@ -52,13 +55,13 @@ def is_on() -> bool:
 
 
 @contextmanager
-def tracing_to(endpoint: str | None, sample_ratio: float, service: str) -> Iterator[None]:
+def tracing_to(endpoint: str | None, sample_ratio: float, instance: str) -> Iterator[None]:
     """Send traces to a collector for as long as the block runs; without an endpoint nothing happens.
 
     Args:
         endpoint: OTLP over HTTP, as in https://collector:4318/v1/traces.
         sample_ratio: the share of requests that are followed, 0 to 1.
-        service: what this process is called in the traces.
+        instance: what this process is called in the traces.
     """
     if endpoint is None:
         yield
@@ -67,23 +70,28 @@ def tracing_to(endpoint: str | None, sample_ratio: float, service: str) -> Itera
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    provider = make_provider(sample_ratio, service)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=5)))
+    provider = make_provider(sample_ratio, instance)
+    exporter = OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_SECONDS)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
     use_provider(provider)
     try:
         yield
     finally:
         use_provider(None)
-        provider.shutdown()
+        # A collector that is away is tried again and again; nobody waits for that to end a process.
+        last = Thread(target=provider.shutdown, name="last traces", daemon=True)
+        last.start()
+        last.join(FLUSH_SECONDS)
+        exporter.shutdown()  # type: ignore[no-untyped-call]
 
 
-def make_provider(sample_ratio: float, service: str) -> "TracerProvider":
+def make_provider(sample_ratio: float, instance: str) -> "TracerProvider":
     """A provider that follows this share of the requests, and what they lead to; span processors are added to it."""
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
-    resource = Resource.create({"service.name": f"tessera-{service}", "service.namespace": "tessera"})
+    resource = Resource.create({"service.name": "tessera", "service.instance.id": instance})
     return TracerProvider(
         sampler=ParentBased(TraceIdRatioBased(sample_ratio)), resource=resource, shutdown_on_exit=False
     )
