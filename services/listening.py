@@ -96,11 +96,25 @@ def _closing(send: Send) -> Send:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the process has them."""
+    """uvicorn without its signal handlers, which the process has, and without its ten ticks a second."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._ended = asyncio.Event()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def main_loop(self) -> None:
+        """Run until `end`. The ticks keep a Date header and count requests, neither of which is wanted."""
+        await self.on_tick(0)
+        await self._ended.wait()
+
+    def end(self) -> None:
+        """Accept nothing more."""
+        self.should_exit = True
+        self._ended.set()
 
 
 class HttpServers:
@@ -130,7 +144,7 @@ class HttpServers:
     async def stop(self) -> None:
         """Accept nothing more, and finish what was begun, in `drain_seconds` at most."""
         for server in self._servers:
-            server.should_exit = True
+            server.end()
         await asyncio.gather(*self._running)
 
 
