@@ -21,16 +21,8 @@ REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 # From a commit of a few rows to one that waits for a slow disk.
 COMMIT_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.5, 2.0, 10.0)
 
-# What is measured for each partition is told for these groups, so that the number of series does not follow theirs.
-PARTITION_GROUPS = 16
-
 ReadinessCheck = Callable[[], Awaitable[None]]
 """Returns if a dependency answers, raises otherwise; the exception's text goes into the log alone."""
-
-
-def partition_group(partition: int) -> str:
-    """The label `partition_group` of a partition: "00" to "15"."""
-    return f"{partition % PARTITION_GROUPS:02}"
 
 
 class RequestMetrics:

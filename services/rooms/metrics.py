@@ -1,6 +1,6 @@
 """What the room writers measure: a few observations for a batch, none for a command.
 
-What is told of each partition is added up over groups of partitions (`tessera.telemetry.partition_group`).
+What is told of each partition is added up over groups of partitions (`tessera.partition_groups`).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tessera.telemetry import PARTITION_GROUPS, partition_group
+from tessera.partition_groups import PARTITION_GROUPS, partition_group
 
 BATCH_COMMANDS = Histogram(
     "tessera_writer_batch_commands", "Commands in a batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

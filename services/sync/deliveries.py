@@ -13,9 +13,9 @@ from services.sync import metrics
 from services.sync.room_tails import RoomTail
 from tessera import tracing
 from tessera.clock import Clock
+from tessera.partition_groups import PARTITION_GROUPS, partition_group
 from tessera.records import EventBody, LogRecord
 from tessera.sync_token import SyncToken
-from tessera.telemetry import PARTITION_GROUPS, partition_group
 
 MAX_SPANS = 16  # of one message in this process: a room of thousands need not fill a collector
 MAX_FOLLOWED = 1_000

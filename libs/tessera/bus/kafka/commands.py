@@ -17,6 +17,7 @@ from tessera.bus.kafka.topics import COMMANDS
 from tessera.bus.protocol import Delivered
 from tessera.clock import Clock
 from tessera.commands import Command, decode_command, encode_command
+from tessera.partition_groups import partition_group
 
 
 class KafkaCommandBus:
@@ -77,6 +78,7 @@ class KafkaCommandReader:
         self._feed = feed
         self._topic = topic
         self._on_close = on_close
+        self._undone: dict[int, int] = {}
 
     @property
     def topic_id(self) -> str:
@@ -98,7 +100,7 @@ class KafkaCommandReader:
     async def revoke(self, partition: int) -> None:
         """Give a partition up; commands of it that were not taken yet are not delivered."""
         self._feed.remove(partition)
-        metrics.UNDONE.labels(str(partition)).set(0)
+        self._tell_undone(partition, 0)
 
     async def take(self, limit: int) -> list[Delivered]:
         """What is ready, in order for each partition; waits for the first.
@@ -119,9 +121,15 @@ class KafkaCommandReader:
         """Everything up to `offset` has an outcome."""
         highwater = self._feed.highwater(partition)
         if highwater is not None:
-            metrics.UNDONE.labels(str(partition)).set(max(0, highwater - 1 - offset))
+            self._tell_undone(partition, max(0, highwater - 1 - offset))
 
     async def close(self) -> None:
         """End a waiting take and give everything up."""
+        for partition in self._undone:
+            self._tell_undone(partition, 0)
         await self._feed.close()
         self._on_close(self)
+
+    def _tell_undone(self, partition: int, count: int) -> None:
+        metrics.UNDONE.labels(partition_group(partition)).inc(count - self._undone.get(partition, 0))
+        self._undone[partition] = count

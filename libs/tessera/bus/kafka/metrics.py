@@ -17,7 +17,11 @@ ARRIVAL_SECONDS = Histogram(
 )
 SENDS_FAILED = Counter("tessera_bus_sends_failed", "Records that were not acknowledged", ["topic", "reason"])
 IN_FLIGHT = Gauge("tessera_bus_in_flight", "Records handed to the producer and not acknowledged", ["topic"])
-UNDONE = Gauge("tessera_bus_undone_commands", "Commands in a partition above its done offset", ["partition"])
+UNDONE = Gauge(
+    "tessera_bus_undone_commands",
+    "Commands above the done offsets of the partitions read here, by group of partitions",
+    ["partition_group"],
+)
 STOPPED = Gauge("tessera_bus_stopped_partitions", "Partitions stopped at a record of an unknown version", ["topic"])
 MALFORMED = Counter("tessera_bus_malformed_records", "Records that are none of ours, left out", ["topic"])
 READER_FAILURES = Counter("tessera_bus_reader_failures", "Readers that had to begin anew", ["topic"])
