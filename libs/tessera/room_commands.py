@@ -6,7 +6,7 @@ same id gets what really happened.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -34,8 +34,15 @@ class CommandUnanswered(Exception):
 class OutcomeStore(Protocol):
     """The outcome rows of the room shards (tessera.storage.outcomes)."""
 
-    async def find(self, partition: int, command_ids: Sequence[bytes]) -> list[Outcome]:
-        """The outcomes that are decided, in any order."""
+    @property
+    def shards(self) -> Collection[str]:
+        """The names of all shards."""
+
+    def shard_of(self, partition: int) -> str:
+        """The shard in which a partition lies."""
+
+    async def find(self, shard: str, command_ids: Sequence[bytes]) -> list[Outcome]:
+        """The outcomes of these that are decided in the shard, in any order."""
 
     async def withdraw(self, command: Command) -> Outcome:
         """Insert 'withdrawn' unless an outcome is there; answer the row that then is."""
@@ -48,7 +55,8 @@ class RoomCommands:
     """Submits commands and hands each waiting request its outcome.
 
     Outcomes come over the fan-out; as that may lose them, the row is looked up after
-    `reply_patience_seconds`, and then in one query for all waiters each 50 ms.
+    `reply_patience_seconds`, and then in one query a shard for all waiters each 50 ms. While it is known that the
+    fan-out brings nothing, patience is of no use, and the looking up begins at once.
     """
 
     def __init__(
@@ -59,13 +67,17 @@ class RoomCommands:
         self._outcomes = outcomes
         self._patience = reply_patience_seconds
         self._waiting: dict[bytes, asyncio.Future[Outcome]] = {}
+        self._commands: dict[bytes, Command] = {}
         self._overdue: dict[bytes, Command] = {}
+        self._replies_come = True  # the last outcome came over the fan-out
         self._subscription: Subscription | None = None
         self._overdue_event = asyncio.Event()
 
     async def start(self) -> None:
         """Listen for outcomes; before the first submit."""
-        self._subscription = await self._fanout.subscribe(Subscriber(on_outcomes=self._on_outcomes))
+        self._subscription = await self._fanout.subscribe(
+            Subscriber(on_outcomes=self._on_replies, on_down=self._doubt_all, on_reset=self._doubt_all)
+        )
 
     async def stop(self) -> None:
         """Stop listening; requests still waiting run into their deadlines."""
@@ -99,34 +111,46 @@ class RoomCommands:
 
     async def _try(self, command: Command, seconds: float) -> Outcome:
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        if self._subscription is not None:
+            command = replace(command, reply_to=self._subscription.reply_address)
         self._waiting[command.id] = future
+        self._commands[command.id] = command
         try:
             return await self._send_and_wait(command, future, seconds)
         finally:
             self._waiting.pop(command.id, None)
+            self._commands.pop(command.id, None)
             self._overdue.pop(command.id, None)
             if not future.done():
                 future.cancel()
 
     async def poll_overdue(self) -> None:
-        """Run for ever: look up the rows of commands whose replies are late, one query a partition."""
+        """Run for ever: look up the rows of commands whose replies are late, one query a shard."""
+        async with asyncio.TaskGroup() as tasks:
+            for shard in self._outcomes.shards:
+                tasks.create_task(self._poll(shard))
+
+    async def _poll(self, shard: str) -> None:
+        """A shard that does not answer holds up nobody but its own waiters, who have deadlines of their own."""
         while True:
             await self._overdue_event.wait()
-            by_partition: dict[int, list[bytes]] = {}
-            for command in self._overdue.values():
-                by_partition.setdefault(command.partition, []).append(command.id)
-            for partition, command_ids in by_partition.items():
+            overdue = [one.id for one in self._overdue.values() if self._outcomes.shard_of(one.partition) == shard]
+            if overdue:
                 try:
-                    self._on_outcomes(await self._outcomes.find(partition, command_ids))
-                except Exception:  # the shard is away: its waiters have deadlines of their own
-                    log.warning("outcomes not readable", partition=partition)
+                    found = await self._outcomes.find(shard, overdue)
+                except Exception as error:
+                    log.warning("outcomes not readable", shard=shard, error=repr(error))
+                else:
+                    self._take(found)
+                    self._replies_come = self._replies_come and not found
             if not self._overdue:
                 self._overdue_event.clear()
             await asyncio.sleep(POLL_SECONDS)
 
     async def _send_and_wait(self, command: Command, future: asyncio.Future[Outcome], seconds: float) -> Outcome:
         loop = asyncio.get_running_loop()
-        overdue = loop.call_later(min(self._patience, seconds), self._mark_overdue, command)
+        patience = self._patience if self._replies_come and self._fanout.is_healthy else POLL_SECONDS
+        overdue = loop.call_later(min(patience, seconds), self._mark_overdue, command)
         try:
             async with asyncio.timeout(seconds):
                 await self._bus.send(command)
@@ -152,7 +176,16 @@ class RoomCommands:
             self._overdue[command.id] = command
             self._overdue_event.set()
 
-    def _on_outcomes(self, outcomes: Sequence[Outcome]) -> None:
+    def _doubt_all(self) -> None:
+        """Replies were lost, or will be."""
+        for command in self._commands.values():
+            self._mark_overdue(command)
+
+    def _on_replies(self, outcomes: Sequence[Outcome]) -> None:
+        self._replies_come = True
+        self._take(outcomes)
+
+    def _take(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
             future = self._waiting.get(outcome.command_id)
             if future is not None and not future.done():

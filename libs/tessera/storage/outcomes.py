@@ -1,6 +1,6 @@
 """The outcome of each command: one row in its room's shard, decided by whoever writes it first."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tessera.commands import Command, Outcome, OutcomeStatus, decode_outcome, encode_outcome
 from tessera.storage.database import Transaction
@@ -45,9 +45,18 @@ class ShardOutcomes:
     def __init__(self, shards: RoomShards) -> None:
         self._shards = shards
 
-    async def find(self, partition: int, command_ids: Sequence[bytes]) -> list[Outcome]:
-        """The outcomes that are decided, in any order."""
-        async with self._shards.of_partition(partition).reading() as tx:
+    @property
+    def shards(self) -> Collection[str]:
+        """The names of all shards."""
+        return self._shards.names
+
+    def shard_of(self, partition: int) -> str:
+        """The shard in which a partition lies."""
+        return self._shards.shard_of(partition)
+
+    async def find(self, shard: str, command_ids: Sequence[bytes]) -> list[Outcome]:
+        """The outcomes of these that are decided in the shard, in any order."""
+        async with self._shards.databases[shard].reading() as tx:
             return await list_outcomes(tx, command_ids)
 
     async def withdraw(self, command: Command) -> Outcome:
