@@ -17,8 +17,16 @@ from starlette.responses import Response
 from matrixcore.identifiers import InvalidIdentifier, UserId, parse_user_id, server_of
 from services.gateway import profile_propagation
 from services.gateway.dependencies import GatewayDep, GatewayDeps, gateway_of
-from services.gateway.routing import CurrentRequester, JsonObject, client_router, client_routes, requester_of
-from tessera.http.errors import BadJson, Forbidden, InvalidParam, MatrixError, MissingParam, NotFound
+from services.gateway.routing import CurrentRequester, JsonObject, Requester, client_router, client_routes, requester_of
+from tessera.http.errors import (
+    BadJson,
+    Forbidden,
+    GuestAccessForbidden,
+    InvalidParam,
+    MatrixError,
+    MissingParam,
+    NotFound,
+)
 from tessera.http.replies import json_bytes_reply, json_reply
 from tessera.storage import profiles, user_rooms
 from tessera.storage.profiles import Profile
@@ -67,7 +75,7 @@ async def set_profile_field(
     user_id: str, key_name: str, body: JsonObject, requester: CurrentRequester, gateway: GatewayDep
 ) -> Response:
     """Set one field of the user's own profile."""
-    _require_own(requester.user_id, user_id)
+    _require_own(requester, user_id, key_name)
     check_key(key_name)
     if key_name not in body:
         raise MissingParam(f"{key_name} is missing")
@@ -80,7 +88,7 @@ async def delete_profile_field(
     user_id: str, key_name: str, requester: CurrentRequester, gateway: GatewayDep
 ) -> Response:
     """Delete one field of the user's own profile, whether it is there or not."""
-    _require_own(requester.user_id, user_id)
+    _require_own(requester, user_id, key_name)
     await change_field(gateway, requester.user_id, check_key(key_name), _ABSENT)
     return json_reply({})
 
@@ -219,9 +227,11 @@ def _require_changeable(gateway: GatewayDeps, key: str) -> None:
         raise Forbidden(f"{key} is managed by the server's operator")
 
 
-def _require_own(requester: UserId, user_id: str) -> None:
-    if user_id != requester:
+def _require_own(requester: Requester, user_id: str, key: str) -> None:
+    if user_id != requester.user_id:
         raise Forbidden("Only your own profile can be changed")
+    if requester.is_guest and key != "displayname":
+        raise GuestAccessForbidden("Guests may change their display name only")
 
 
 async def _require_may_read(request: Request, gateway: GatewayDeps) -> None:

@@ -13,7 +13,8 @@ from starlette.requests import Request
 
 from matrixcore.identifiers import UserId
 from tessera.clock import Clock
-from tessera.http.errors import MissingToken, UnknownToken
+from tessera.http.errors import GuestAccessForbidden, MissingToken, UnknownToken
+from tessera.http.guest_access import GUEST_OPERATIONS
 
 CACHE_SECONDS = 5.0  # DESIGN §2.6: how long a revoked token may live on in another process
 MAX_CACHED_TOKENS = 50_000
@@ -147,9 +148,13 @@ async def authenticate(request: Request) -> Requester:
 
     Raises:
         MissingToken, UnknownToken
+        GuestAccessForbidden: the endpoint is not for guests.
     """
     authenticator: Authenticator = request.app.state.authenticator
-    return await authenticator.authenticate(request)
+    requester = await authenticator.authenticate(request)
+    if requester.is_guest and request.scope["tessera.operation"] not in GUEST_OPERATIONS:
+        raise GuestAccessForbidden
+    return requester
 
 
 CurrentRequester = Annotated[Requester, Depends(authenticate)]

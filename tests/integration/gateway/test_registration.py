@@ -76,6 +76,33 @@ async def test_guests_are_the_operator_s_choice(make_server: Make) -> None:
     assert (await server.post("/register?kind=robot", {})).json()["errcode"] == "M_INVALID_PARAM"
 
 
+async def test_what_guests_may_do_with_their_account(make_server: Make) -> None:
+    server = make_server(allow_guest_access=True)
+    guest = server.session((await server.post("/register?kind=guest", {})).json())
+    profile = f"/profile/{guest.user_id}"
+    assert (await guest.put(f"{profile}/displayname", {"displayname": "Visitor"})).json() == {}
+    assert (await guest.get(f"{profile}/displayname")).json() == {"displayname": "Visitor"}
+    assert (await guest.get(f"/devices/{guest.device_id}")).json()["device_id"] == guest.device_id
+    assert (await guest.post("/keys/query", {"device_keys": {}})).status_code == 200
+    assert (await guest.post(f"/user/{guest.user_id}/filter", {})).status_code == 200
+    closed = [
+        ("PUT", f"{profile}/avatar_url", {"avatar_url": "mxc://a/b"}),
+        ("DELETE", f"{profile}/avatar_url", None),
+        ("PUT", f"/user/{guest.user_id}/account_data/a", {}),
+        ("POST", "/account/password", {}),
+        ("POST", "/account/deactivate", {}),
+        ("GET", "/pushers", None),
+        ("GET", "/pushrules/", None),
+        ("PUT", f"/presence/{guest.user_id}/status", {"presence": "online"}),
+        ("POST", "/user_directory/search", {"search_term": "a"}),
+        ("POST", "/keys/device_signing/upload", {}),
+    ]
+    for method, path, body in closed:
+        refused = await guest.request(method, path, body)
+        assert (refused.status_code, refused.json()["errcode"]) == (403, "M_GUEST_ACCESS_FORBIDDEN"), path
+    assert (await guest.post("/logout")).json() == {}
+
+
 @pytest.mark.parametrize(
     ("username", "errcode"),
     [
