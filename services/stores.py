@@ -4,14 +4,19 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+import structlog
+
 from tessera.config import Settings
 from tessera.embedded_postgres import EmbeddedPostgres
 from tessera.service import CannotStart
 from tessera.storage import partitions as partition_rows
 from tessera.storage.database import Database
+from tessera.storage.durability import find_unsafe_settings
 from tessera.storage.migrations import Tree, migrate, require_current
 from tessera.storage.placement import get_placement, settle_placement
 from tessera.storage.shards import RoomShards
+
+log = structlog.get_logger(__name__)
 
 Progress = Callable[[str], None]
 
@@ -92,4 +97,15 @@ async def _connect(
         )
         stack.push_async_callback(database.close)
         databases[dsn] = database
+        shard = next((name for name, its_dsn in shard_dsns.items() if its_dsn == dsn), "")
+        await _require_durability(settings, database, "the account store" if dsn == accounts_dsn else f"shard {shard}")
     return databases[accounts_dsn], {name: databases[dsn] for name, dsn in shard_dsns.items()}
+
+
+async def _require_durability(settings: Settings, database: Database, name: str) -> None:
+    """Refuse a PostgreSQL that may forget what it acknowledged, or warn of it where that is allowed."""
+    unsafe = await find_unsafe_settings(database)
+    if unsafe and not settings.tessera.allow_unsafe_postgres:
+        raise CannotStart(f"PostgreSQL of {name}: {'; '.join(unsafe)} (tessera.allow_unsafe_postgres starts anyway)")
+    if unsafe:
+        log.warning("PostgreSQL may forget what it acknowledged", database=name, reasons=unsafe)

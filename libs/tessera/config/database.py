@@ -91,6 +91,8 @@ class TesseraSettings(Section):
         shards: the room databases by name; absent, the rooms lie beside the accounts.
         partitions: fixed when the database is made.
         pgbouncer: there is a PgBouncer in transaction mode in front of PostgreSQL.
+        allow_unsafe_postgres: start although PostgreSQL's settings (fsync, synchronous_commit...) let it forget what it
+            acknowledged. For tests.
         verify_key_signatures: refuse device keys and one-time keys that their device has not signed. Clients check
             them anyway; Synapse takes what comes.
         services: what differs between the processes of a cluster.
@@ -108,6 +110,7 @@ class TesseraSettings(Section):
     shards: Mapping[ShardName, Dsn] = Field(default_factory=dict)
     partitions: Annotated[int, Field(ge=1, le=4096)] = 64
     pgbouncer: bool = False
+    allow_unsafe_postgres: bool = False
     verify_key_signatures: bool = False
     pool: Pool | None = None
     services: Mapping[ServiceName, ServiceSettings] = Field(default_factory=dict)
