@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import asyncpg
@@ -11,6 +12,7 @@ from tessera.embedded_postgres import EmbeddedPostgres
 from tessera.storage.database import Database
 from tessera.storage.migrations import Tree, migrate
 from tessera.storage.shards import RoomShards
+from tests.fixtures.kafka_broker import Broker, shared_broker
 
 PARTITIONS = 64
 # A crash of the machine may take a test's database with it.
@@ -90,3 +92,13 @@ async def any_shards(
     yield RoomShards(databases, placement, PARTITIONS)
     for database in databases.values():
         await database.close()
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A running broker, one for all test processes; each test takes topics with a prefix of its own."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with shared_broker(folder / "kafka") as broker:
+        yield broker

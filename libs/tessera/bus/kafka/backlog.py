@@ -60,7 +60,7 @@ class Backlog:
         if known is None or limit is None or _undone(known) <= _LOOK_BEYOND:
             return
         await self._look(partition, known)
-        if known.done is not None and _undone(known) > limit:
+        if known.done is not None and _undone(known) >= limit:
             raise BusBusy(RETRY_AFTER_MS)
 
     def appended(self, partition: int, offset: int) -> None:

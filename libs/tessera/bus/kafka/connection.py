@@ -25,6 +25,7 @@ log = structlog.get_logger(__name__)
 _EARLIEST, _LATEST = -2, -1
 _ANY_REPLICA = -1
 _READ_UNCOMMITTED = 0
+_LEADER_PAUSE_SECONDS = 0.05
 # What a request may end with when brokers are away, are started again or move their partitions.
 UNREACHABLE = (KafkaError, OSError, TimeoutError)
 
@@ -127,13 +128,15 @@ class KafkaConnection:
         Raises:
             BusUnavailable: it has no leader that answers, or there is no such topic.
         """
-        description = (await self.describe_topics([topic])).get(topic)
-        if description is None or partition >= description.partitions:
-            raise BusUnavailable(f"there is no partition {partition} of topic {topic}")
-        leader = description.leaders[partition]
-        start = await self._offset(leader, topic, partition, _EARLIEST)
-        end = await self._offset(leader, topic, partition, _LATEST)
-        return OffsetRange(start, end)
+        try:
+            async with asyncio.timeout(self.timeout_seconds):
+                while True:
+                    found = await self._offset_range(topic, partition)
+                    if found is not None:
+                        return found
+                    await asyncio.sleep(_LEADER_PAUSE_SECONDS)
+        except TimeoutError:
+            raise BusUnavailable(f"partition {partition} of topic {topic} has no leader") from None
 
     async def close(self) -> None:
         """Close the connection; the clients that others made are theirs."""
@@ -141,13 +144,23 @@ class KafkaConnection:
         if client is not None:
             await client.close()
 
-    async def _offset(self, node: int, topic: str, partition: int, timestamp: int) -> int:
-        request = OffsetRequest(_ANY_REPLICA, _READ_UNCOMMITTED, [(topic, [(partition, timestamp)])])
-        response = await self._send(node, request)
-        _partition, error_code, _timestamp, offset = response.topics[0][1][0]
-        if error_code:
-            raise BusUnavailable(f"{topic} {partition}: {for_code(error_code).__name__}")
-        return int(offset)
+    async def _offset_range(self, topic: str, partition: int) -> OffsetRange | None:
+        """What lies in a partition; None while it has no leader, or another one than is known."""
+        description = (await self.describe_topics([topic])).get(topic)
+        if description is None or partition >= description.partitions:
+            raise BusUnavailable(f"there is no partition {partition} of topic {topic}")
+        offsets: list[int] = []
+        for timestamp in (_EARLIEST, _LATEST):
+            request = OffsetRequest(_ANY_REPLICA, _READ_UNCOMMITTED, [(topic, [(partition, timestamp)])])
+            response = await self._send(description.leaders[partition], request)
+            _partition, error_code, _timestamp, offset = response.topics[0][1][0]
+            error = for_code(error_code)
+            if error is not NoError:
+                if error.retriable:
+                    return None
+                raise BusUnavailable(f"partition {partition} of topic {topic}: {error.__name__}")
+            offsets.append(offset)
+        return OffsetRange(*offsets)
 
     async def _send(self, node: int | None, request: Any) -> Any:
         try:
