@@ -43,11 +43,13 @@ async def peek_events(
     woken = asyncio.Event()
 
     def wake(batch: PartitionBatch) -> None:
-        if any(record.room_id == room for record in batch.records):
+        # A batch without its records may have been about any room.
+        if batch.first > batch.last or any(record.room_id == room for record in batch.records):
             woken.set()
 
     # The connection goes back while the request waits; a wake-up that is lost ends with the time-out.
-    subscription = await gateway.fanout.subscribe(Subscriber(on_batch=wake, on_reset=woken.set))
+    listening = Subscriber(on_batch=wake, wants_room=lambda room_id: room_id == room, on_reset=woken.set)
+    subscription = await gateway.fanout.subscribe(listening)
     try:
         await subscription.follow_partitions([gateway.shards.partition_of(room)])
         deadline = asyncio.get_running_loop().time() + min(timeout, MAX_TIMEOUT_MS) / 1000

@@ -106,11 +106,19 @@ class PartitionFeed:
         """Whether heads must be read again, after a reset, before anything is answered from memory."""
         return bool(self._in_doubt)
 
-    async def compare(self) -> None:
-        """Look whether PostgreSQL is ahead of what came over the channels, and make up for it."""
-        for partition, head in (await self._read_heads(self.heads.keys())).items():
-            if head > self.heads[partition]:
-                self._find_hole(partition)
+    async def list_behind(self) -> list[int]:
+        """The partitions in which PostgreSQL is ahead of what came over the channels.
+
+        Raises:
+            DatabaseUnavailable
+        """
+        heads = await self._read_heads(self.heads.keys())
+        return [partition for partition, head in heads.items() if head > self.heads[partition]]
+
+    def mend(self, partitions: Iterable[int]) -> None:
+        """Have these partitions repaired soon."""
+        for partition in partitions:
+            self._find_hole(partition)
 
     async def run_repairs(self) -> None:
         """Run for ever: read from PostgreSQL what the channels did not bring."""

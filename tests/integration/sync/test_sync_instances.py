@@ -38,7 +38,7 @@ async def test_a_comparison_finds_what_nobody_heard_of(world: World) -> None:
     await bob.sync()
     waiting = await wait_parked(world, bob)
     await world.writer.message(room_id, ALICE, "unheard")
-    await world.services[0].instance.feed.compare()
+    await world.services[0].instance.compare()
     assert bodies(joined(await waiting, room_id)) == ["unheard"]
 
 
@@ -100,7 +100,7 @@ async def test_another_incarnation_is_limited(world: World, accounts: Database) 
     bob = world.client(BOB)
     await bob.sync()
     await accounts.execute("UPDATE rooms.partitions SET incarnation = 2, head = head + 100")
-    await world.services[0].instance.feed.compare()
+    await world.services[0].instance.compare()
     section = joined(await bob.sync(timeout=5_000), room_id)
     assert section["timeline"]["limited"] is True
     assert {event["type"] for event in section["timeline"]["events"]} >= {"m.room.create", "m.room.member"}

@@ -238,7 +238,7 @@ class SyncLaw(RuleBasedStateMachine):
 
     @rule(service=st.integers(0, 1))
     def compare_heads(self, service: int) -> None:
-        self._do(self.world.services[service].instance.feed.compare())
+        self._do(self.world.services[service].instance.compare())
 
     async def _sync(self, client: ModelClient, service: int) -> bool:
         """Sync once; whether anything was new."""
@@ -251,9 +251,8 @@ class SyncLaw(RuleBasedStateMachine):
     async def _compare(self) -> None:
         await self._project()
         for service in self.world.services:
-            await service.instance.feed.compare()
+            await service.instance.compare()
             await service.instance.feed.repair(list(service.instance.feed.heads))
-            await service.instance.users.compare()
         for number, client in enumerate(self.clients):
             for turn in range(10):
                 if not await self._sync(client, (number + turn) % 2) and turn:
