@@ -1,14 +1,15 @@
-"""Keeping the leases of one shard: taking free partitions, staying alive, handing over.
+"""Keeping the leases of one shard: taking a fair share, staying alive, handing over.
 
 It has a connection of its own, on which the process's advisory lock lives.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import structlog
 
+from services.rooms.shares import Gift, choose_free, fair_share, next_gift
 from tessera.clock import Clock
 from tessera.storage import leases
 from tessera.storage.database import Database, DatabaseUnavailable, Transaction
@@ -17,8 +18,18 @@ from tessera.storage.leases import LEASE_SECONDS, TakenPartition
 log = structlog.get_logger(__name__)
 
 RENEW_SECONDS = 1.0
-TAKE_SECONDS = 0.25  # how often partitions of others are looked at
+LOOK_SECONDS = 0.25  # how often partitions of others are looked at
+BUSY_LOOK_SECONDS = 0.02  # the same while partitions come to us one after the other
+BUSY_SECONDS = 1.0
 STATEMENT_SECONDS = 3.0
+TAKEN_SECONDS = 2.0  # how long the taking of what was given is waited for
+
+Give = Callable[[int, str], Awaitable[bool]]
+"""Ends the writing of a partition and gives it to a writer by name or owner; False if it stays here."""
+
+
+class LeasesNotKept(Exception):
+    """The leases of a shard have not been renewed for too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +48,17 @@ class Owner:
 
 
 class Ownership:
-    """The leases of one shard. The callbacks begin and end the writing of a partition."""
+    """The leases of one shard. The callbacks begin and end the writing of a partition.
+
+    Args:
+        placed: the partitions that lie in this shard now.
+    """
 
     def __init__(
         self,
         database: Database,
         owner: Owner,
-        partitions: Sequence[int],
+        placed: Callable[[], Sequence[int]],
         clock: Clock,
         *,
         on_taken: Callable[[Sequence[TakenPartition]], None],
@@ -51,12 +66,19 @@ class Ownership:
     ) -> None:
         self._database = database
         self._owner = owner
-        self._partitions = tuple(partitions)
+        self._placed = placed
         self._clock = clock
         self._on_taken = on_taken
         self._on_lost = on_lost
-        self._epochs: dict[int, int] = {}
+        self._epochs: dict[int, int] = {}  # in the order in which they came
+        self._heirs: dict[int, str] = {}
+        self._share = 0
+        self._is_draining = False
+        self._busy_until = clock.monotonic()
+        self._renewed_at = clock.monotonic()
         self._wakeup = asyncio.Event()
+        self._may_give = asyncio.Event()
+        self._giving = asyncio.Lock()
         self._stopping = False
         self.ready = asyncio.Event()  # a first look at the leases has been taken
 
@@ -64,6 +86,11 @@ class Ownership:
     def epochs(self) -> dict[int, int]:
         """The partitions that are ours, with their epochs."""
         return self._epochs
+
+    async def check(self) -> None:
+        """For /ready. Raises LeasesNotKept."""
+        if (seconds := self._clock.monotonic() - self._renewed_at) > LEASE_SECONDS:
+            raise LeasesNotKept(f"leases were last renewed {seconds:.0f} s ago")
 
     def lose(self, partitions: Collection[int], reason: str) -> None:
         """Give partitions up because their state is not known; they are taken again under a new epoch."""
@@ -80,7 +107,7 @@ class Ownership:
                     await self._keep(tx)
             except (DatabaseUnavailable, OSError, TimeoutError) as error:
                 log.warning("leases cannot be kept", error=str(error) or type(error).__name__)
-                await self._clock.sleep(TAKE_SECONDS)
+                await self._clock.sleep(LOOK_SECONDS)
             except Exception:  # whoever stops keeping leases stops the rooms
                 log.exception("leases cannot be kept")
                 await self._clock.sleep(RENEW_SECONDS)
@@ -93,53 +120,130 @@ class Ownership:
     async def _keep(self, tx: Transaction) -> None:
         async with asyncio.timeout(STATEMENT_SECONDS):
             await leases.register(tx, self._owner.owner, self._owner.name, self._owner.lock_key)
-        renewed = self._clock.monotonic()
+            await self._renew(tx)
         while not self._stopping:
             async with asyncio.timeout(STATEMENT_SECONDS + LEASE_SECONDS):
-                await self._take_free()
-                if self._clock.monotonic() - renewed >= RENEW_SECONDS * 0.9:
+                await self._take_free(tx)
+                if self._clock.monotonic() - self._renewed_at >= RENEW_SECONDS * 0.9:
                     await self._renew(tx)
-                    renewed = self._clock.monotonic()
             self.ready.set()
-            await self._pause(RENEW_SECONDS if len(self._epochs) == len(self._partitions) else TAKE_SECONDS)
+            await self._pause(self._pause_seconds())
         async with asyncio.timeout(STATEMENT_SECONDS):
             await leases.release(tx, self._owner.owner, self._epochs)
             await leases.unregister(tx, self._owner.owner, self._owner.lock_key)
         self._epochs = {}
 
-    async def _take_free(self) -> None:
-        wanted = [partition for partition in self._partitions if partition not in self._epochs]
+    def _pause_seconds(self) -> float:
+        if len(self._epochs) == len(self._placed()):
+            return RENEW_SECONDS
+        return BUSY_LOOK_SECONDS if self._clock.monotonic() < self._busy_until else LOOK_SECONDS
+
+    async def _take_free(self, tx: Transaction) -> None:
+        wanted = [partition for partition in self._placed() if partition not in self._epochs]
         if not wanted:
             return
+        free = await leases.list_free(tx, self._owner.owner, wanted)
+        chosen = choose_free(free, len(self._epochs), self._share, self._owner.owner)
+        if not chosen:
+            return
         try:
-            async with self._database.transaction() as tx:
-                taken = await leases.take(tx, self._owner.owner, wanted)
+            async with self._database.transaction() as taking:
+                taken = await leases.take(taking, self._owner.owner, chosen)
         except leases.PartitionLocked:
-            async with self._database.reading() as tx:
-                log.warning("ended backends that held partitions", count=await leases.end_blockers(tx, wanted))
+            async with self._database.reading() as ending:
+                log.warning("ended backends that held partitions", count=await leases.end_blockers(ending, chosen))
             return
         if taken:
+            self._busy_until = self._clock.monotonic() + BUSY_SECONDS
             self._epochs.update((partition.partition, partition.epoch) for partition in taken)
             log.info("took partitions", count=len(taken), unclean=sum(not partition.clean for partition in taken))
             self._on_taken(taken)
 
     async def _renew(self, tx: Transaction) -> None:
-        owned = await leases.renew(tx, self._owner.owner)
-        lost = [partition for partition, epoch in self._epochs.items() if (owned or {}).get(partition) != epoch]
+        renewed = await leases.renew(tx, self._owner.owner)
+        if renewed is None:
+            await leases.register(tx, self._owner.owner, self._owner.name, None)
+            renewed = leases.Renewed({}, {}, self._is_draining)
+        lost = [partition for partition, epoch in self._epochs.items() if renewed.epochs.get(partition) != epoch]
         for partition in lost:
             del self._epochs[partition]
         if lost:
             log.warning("lost partitions", count=len(lost))
             self._on_lost(lost, "lease")
-        if owned is None:
-            await leases.register(tx, self._owner.owner, self._owner.name, None)
+        self._heirs = {partition: name for partition, name in renewed.heirs.items() if partition in self._epochs}
+        self._is_draining = renewed.is_draining
+        self._share = fair_share(len(self._placed()), await leases.list_writers(tx), self._owner.owner)
+        self._renewed_at = self._clock.monotonic()
+        if self._heirs or len(self._epochs) > self._share:
+            self._may_give.set()
+
+    # Giving
+
+    async def run_giving(self, give: Give) -> None:
+        """Run for ever: hand over what was asked for and what is more than our share, one partition at a time."""
+        while True:
+            await self._may_give.wait()
+            self._may_give.clear()
+            try:
+                await self._give_surplus(give)
+            except Exception as error:  # whatever it was: what is still too much shows at the next renewal
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise asyncio.CancelledError from error
+                known = isinstance(error, DatabaseUnavailable | OSError | TimeoutError)
+                log.warning("a partition was not handed over", error=repr(error), exc_info=not known)
+
+    async def drain(self, give: Give) -> None:
+        """Hand everything over to the living writers; returns at once if there are none.
+
+        What cannot be handed over is released at the end.
+        """
+        async with self._database.reading() as tx:
+            await leases.set_draining(tx, self._owner.owner)
+        self._is_draining = True
+        self._share = 0
+        while not await self._give_surplus(give):
+            await self._clock.sleep(BUSY_LOOK_SECONDS)  # it has only just come, and its writing has not begun
+
+    async def _give_surplus(self, give: Give) -> bool:
+        """Give away what can be given; False if a partition could not be given just now."""
+        async with self._giving:
+            while (gift := await self._next_gift()) is not None:
+                epoch = self._epochs.get(gift.partition)
+                is_given = epoch is not None and await give(gift.partition, gift.heir)
+                is_asked = self._heirs.pop(gift.partition, None) is not None
+                async with self._database.reading() as tx:
+                    if is_given and epoch is not None:
+                        await self._until_taken(tx, gift, epoch)
+                    elif is_asked:
+                        log.warning("not handed over as asked", partition=gift.partition, heir=gift.heir)
+                        await leases.forget_heir(tx, self._owner.owner, gift.partition)
+                    else:
+                        return False
+        return True
+
+    async def _next_gift(self) -> Gift | None:
+        if self._stopping or not self._epochs:
+            return None
+        async with self._database.reading() as tx:
+            writers = await leases.list_writers(tx)
+        share = 0 if self._is_draining else fair_share(len(self._placed()), writers, self._owner.owner)
+        return next_gift(list(self._epochs), self._heirs, writers, self._owner.owner, share)
+
+    async def _until_taken(self, tx: Transaction, gift: Gift, epoch: int) -> None:
+        """Wait until the heir has it, so that one partition pauses at a time."""
+        given_at = self._clock.monotonic()
+        while not await leases.is_taken(tx, gift.partition, epoch):
+            if self._clock.monotonic() - given_at > TAKEN_SECONDS:
+                log.warning("handed over, not taken yet", partition=gift.partition, heir=gift.heir)
+                return
+            await self._clock.sleep(BUSY_LOOK_SECONDS)
 
     async def hand_over(self, tx: Transaction, partition: int, name: str) -> bool:
-        """Give a partition, whose writing has ended, to the living writer of that name."""
+        """Give a partition, whose writing has ended, to the living writer of that name or owner."""
         epoch = self._epochs.get(partition)
         if epoch is None or not await leases.hand_over(tx, self._owner.owner, partition, epoch, name):
             return False
-        del self._epochs[partition]
+        self._epochs.pop(partition, None)
         return True
 
     async def _pause(self, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from functools import partial
 
 from matrixcore.identifiers import ServerName
 from matrixcore.signing import SigningKey
@@ -48,23 +49,20 @@ class RoomWriter:
         lock_key = int.from_bytes(ids.random_bytes(8), "big") >> (64 - _LOCK_KEY_BITS)
         owner = Owner(name, f"{name}/{ids.token(9)}", lock_key if session_locks else None)
         metrics.PARTITIONS_IN_ALL.set(shards.partitions)
-        placed: dict[str, list[int]] = {shard: [] for shard in shards.names}
-        for partition in range(shards.partitions):
-            placed[shards.shard_of(partition)].append(partition)
         self.writers = tuple(
             ShardWriter(
                 shard,
                 shards.databases[shard],
-                partitions,
+                partial(shards.partitions_of, shard),
                 owner,
                 signer=signer,
                 commands=commands,
                 records=records,
                 fanout=fanout,
                 clock=clock,
-                hot_rooms_bytes=hot_rooms_bytes // len(placed),
+                hot_rooms_bytes=hot_rooms_bytes // len(shards.names),
             )
-            for shard, partitions in placed.items()
+            for shard in shards.names
         )
 
     async def run(self) -> None:
@@ -77,6 +75,17 @@ class RoomWriter:
         """Until the free partitions have been taken for the first time."""
         for writer in self.writers:
             await writer.ready.wait()
+
+    async def check_leases(self) -> None:
+        """For /ready. Raises LeasesNotKept."""
+        for writer in self.writers:
+            await writer.check_leases()
+
+    async def drain(self) -> None:
+        """Hand the partitions over to the other living writers, one at a time in each shard."""
+        async with asyncio.TaskGroup() as tasks:
+            for writer in self.writers:
+                tasks.create_task(writer.drain())
 
     async def stop(self) -> None:
         """Finish the batches, release the leases and end `run`."""

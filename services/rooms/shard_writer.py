@@ -7,7 +7,7 @@ Spec: none; DESIGN.md section 3.
 """
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -97,7 +97,7 @@ class ShardWriter:
         self,
         shard: str,
         database: Database,
-        partitions: Sequence[int],
+        placed: Callable[[], Sequence[int]],
         owner: Owner,
         *,
         signer: Signer,
@@ -123,7 +123,7 @@ class ShardWriter:
         self._attempts: dict[bytes, int] = {}  # of commands that broke the writer
         self._counted: set[bytes] = set()  # commands whose attempts are counted in PostgreSQL
         self._pump = Pump(database, records, clock)
-        self._ownership = Ownership(database, owner, partitions, clock, on_taken=self._on_taken, on_lost=self._on_lost)
+        self._ownership = Ownership(database, owner, placed, clock, on_taken=self._on_taken, on_lost=self._on_lost)
         self._lost: set[int] = set()
         self._writing = asyncio.Lock()
         self._offsets: dict[int, dict[bytes, list[int]]] = {}  # of the batch: partition -> command -> offsets
@@ -156,9 +156,11 @@ class ShardWriter:
                 leases = tasks.create_task(self._ownership.run())
                 pump = tasks.create_task(self._pump.run())
                 arrivals = tasks.create_task(self._begin_partitions())
+                giving = tasks.create_task(self._ownership.run_giving(self.hand_over))
                 try:
                     await self._write()
                 finally:
+                    giving.cancel()
                     arrivals.cancel()
                     await self._finish()
                     pump.cancel()
@@ -175,8 +177,16 @@ class ShardWriter:
             await self._reader.close()
             await self._stopped.wait()
 
+    async def check_leases(self) -> None:
+        """For /ready. Raises LeasesNotKept."""
+        await self._ownership.check()
+
+    async def drain(self) -> None:
+        """Hand every partition over to the other living writers of the shard, if there are any."""
+        await self._ownership.drain(self.hand_over)
+
     async def hand_over(self, partition: int, name: str) -> bool:
-        """Give one partition to the living writer of that name; False if it stays here."""
+        """Give one partition to the living writer of that name or owner; False if it stays here."""
         if partition not in self._owned or self._reader is None:
             return False
         await self._reader.revoke(partition)

@@ -32,6 +32,10 @@ class RoomShards:
         """The name of the shard in which a partition lies."""
         return self._placement[partition]
 
+    def partitions_of(self, shard: str) -> list[int]:
+        """The partitions that lie in a shard."""
+        return [partition for partition, name in self._placement.items() if name == shard]
+
     def of_partition(self, partition: int) -> Database:
         """The database in which a partition lies."""
         return self.databases[self._placement[partition]]
@@ -39,6 +43,10 @@ class RoomShards:
     def of_room(self, room_id: RoomId) -> Database:
         """The database in which a room lies."""
         return self.of_partition(self.partition_of(room_id))
+
+    def replace_placement(self, placement: Mapping[int, str]) -> None:
+        """Partitions lie elsewhere from now on (`storage.placement.get_placement`)."""
+        self._placement = dict(placement)
 
     def group_rooms(self, room_ids: Iterable[RoomId]) -> dict[str, list[RoomId]]:
         """Rooms by shard name, for one query a shard."""
