@@ -13,7 +13,7 @@ from starlette.requests import Request
 from matrixcore.identifiers import EventId, RoomId, UserId
 from services.sync.service import SyncService
 from tessera.clock import SystemClock
-from tessera.fanout import LocalFanout, UserWake
+from tessera.fanout import Fanout, LocalFanout, UserWake
 from tessera.http.app import create_app
 from tessera.http.authentication import Requester, access_token_of
 from tessera.http.errors import UnknownToken
@@ -73,12 +73,15 @@ class SyncClient:
 
 
 class World:
-    """One database, one fan-out, one or more sync services."""
+    """One database, one fan-out (or two ends of one), one or more sync services."""
 
-    def __init__(self, accounts: Database, shards: RoomShards, writer: WriterInHand) -> None:
+    def __init__(
+        self, accounts: Database, shards: RoomShards, writer: WriterInHand, fanouts: tuple[Fanout, Fanout] | None = None
+    ) -> None:
         self.accounts = accounts
         self.shards = shards
-        self.fanout = LocalFanout()
+        local = LocalFanout()
+        self.fanout, self.heard_fanout = (local, local) if fanouts is None else fanouts
         self.clock = SystemClock()
         self.writer = writer
         self.tokens = Tokens()
@@ -88,7 +91,7 @@ class World:
     async def add_service(self) -> SyncService:
         """Start one more service on the same stores."""
         number = len(self.services) + 1
-        service = SyncService(self.accounts, self.shards, self.fanout, self.clock, instance=number)
+        service = SyncService(self.accounts, self.shards, self.heard_fanout, self.clock, instance=number)
         await service.start()
         app = create_app(routes=service.routes, state={"authenticator": self.tokens}, ids=IdSource.seeded(number))
         self.services.append(service)
@@ -189,10 +192,14 @@ async def running_world(accounts: Database, shards: RoomShards, services: int = 
 
 @asynccontextmanager
 async def running_services(
-    accounts: Database, shards: RoomShards, writer: WriterInHand, services: int = 1
+    accounts: Database,
+    shards: RoomShards,
+    writer: WriterInHand,
+    services: int = 1,
+    fanouts: tuple[Fanout, Fanout] | None = None,
 ) -> AsyncIterator[World]:
-    """A world whose services run, beside a writer that does."""
-    world = World(accounts, shards, writer)
+    """A world whose services run, beside a writer that does; `fanouts`: the end that sends, the end that hears."""
+    world = World(accounts, shards, writer, fanouts)
     tasks = []
     for _ in range(services):
         service = await world.add_service()
