@@ -15,7 +15,8 @@ from tessera.storage.outcomes import ShardOutcomes
 async def open_gateway(around: Surroundings) -> AsyncIterator[Service]:
     """The gateway; at the end receipts that wait are sent."""
     commands = RoomCommands(around.commands, around.fanout, ShardOutcomes(around.shards))
-    passwords = Passwords()
+    pepper = around.settings.password_config.pepper
+    passwords = Passwords(bcrypt_pepper="" if pepper is None else pepper.get_secret_value())
     gateway = build_gateway(
         settings=around.settings,
         clock=around.clock,

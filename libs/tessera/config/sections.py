@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PositiveInt
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PositiveInt, SecretStr
 
 from matrixcore.signing import KEY_BYTES, decode_base64
 from tessera.config.values import Duration, Name, Section
@@ -44,11 +44,15 @@ def _refuse_policy(value: object) -> None:
 
 
 class PasswordConfig(Section):
-    """Accounts with passwords of our own cannot be switched off, and hashes are made without a pepper."""
+    """Accounts with passwords of our own cannot be switched off.
+
+    Attributes:
+        pepper: part of the bcrypt hashes that Synapse made; those that are made here have none.
+    """
 
     enabled: Literal[True] = True
     localdb_enabled: Literal[True] = True
-    pepper: Literal[""] | None = None
+    pepper: SecretStr | None = None
     policy: Annotated[None, BeforeValidator(_refuse_policy)] = None
 
 

@@ -133,3 +133,12 @@ def test_networks_that_are_closed_unless_the_file_says_otherwise() -> None:
     renamed = Settings.for_tests(ip_range_blacklist=["10.1.2.3"], ip_range_whitelist=["10.0.0.1/8"])
     assert [str(network) for network in renamed.ip_range_blocklist] == ["10.1.2.3/32"]
     assert [str(network) for network in renamed.ip_range_allowlist] == ["10.0.0.0/8"]
+
+
+def test_the_pepper_of_imported_hashes_is_a_secret() -> None:
+    settings = Settings.for_tests(password_config={"pepper": "salt and"})
+    pepper = settings.password_config.pepper
+    assert pepper is not None
+    assert pepper.get_secret_value() == "salt and"
+    assert "salt and" not in repr(settings)
+    assert Settings.for_tests(password_config={"pepper": ""}).password_config.pepper is not None
