@@ -26,6 +26,8 @@ async def create_room(body: OptionalJsonObject, requester: CurrentRequester, gat
     rules = _rules_of(body, gateway.settings.default_room_version)
     try:
         room = parse_new_room(body, requester.user_id, rules, _alias_of(body, gateway.server_name))
+        if room.invitees:
+            gateway.limits.check("rc_invites.per_issuer", requester.user_id, count=len(room.invitees))
         session = session_of(requester)
         room_id = await gateway.room_maker.create(session, room)
     except InvalidRoomRequest as error:

@@ -49,6 +49,7 @@ async def room_of(gateway: GatewayDeps, text: str) -> RoomId:
 
 async def _join(gateway: GatewayDeps, requester: Requester, room_id: RoomId, body: dict[str, Any]) -> Response:
     gateway.limits.check("rc_joins.local", requester.user_id)
+    gateway.limits.check("rc_joins_per_room", room_id)
     if requester.is_guest:
         async with gateway.shards.of_room(room_id).reading() as tx:
             await require_guest_access(tx, room_id)

@@ -7,6 +7,7 @@ Spec: C-S API §Profiles.
 
 import asyncio
 import re
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -25,7 +26,9 @@ from tessera.http.errors import (
     InvalidParam,
     MatrixError,
     MissingParam,
+    MissingToken,
     NotFound,
+    UnknownToken,
 )
 from tessera.http.replies import json_bytes_reply, json_reply
 from tessera.storage import profiles, user_rooms
@@ -48,6 +51,7 @@ async def get_user_profile(request: Request) -> Response:
     """The whole profile of a user; one query."""
     gateway = gateway_of(request)
     await _require_may_read(request, gateway)
+    await _check_rate(request, gateway)
     profile = await find_local_profile(gateway, request.path_params["user_id"])
     return json_bytes_reply(profile_bytes(profile))
 
@@ -56,6 +60,7 @@ async def get_profile_field(request: Request) -> Response:
     """One field of a profile; one query."""
     gateway = gateway_of(request)
     await _require_may_read(request, gateway)
+    await _check_rate(request, gateway)
     key = check_key(request.path_params["key_name"])
     profile = await find_local_profile(gateway, request.path_params["user_id"])
     fields = profile_fields(profile)
@@ -79,7 +84,9 @@ async def set_profile_field(
     check_key(key_name)
     if key_name not in body:
         raise MissingParam(f"{key_name} is missing")
-    await change_field(gateway, requester.user_id, key_name, check_value(key_name, body[key_name]))
+    value = check_value(key_name, body[key_name])
+    gateway.limits.check("rc_message", requester.user_id)  # a name goes into all rooms, as a message does
+    await change_field(gateway, requester.user_id, key_name, value)
     return json_reply({})
 
 
@@ -89,7 +96,9 @@ async def delete_profile_field(
 ) -> Response:
     """Delete one field of the user's own profile, whether it is there or not."""
     _require_own(requester, user_id, key_name)
-    await change_field(gateway, requester.user_id, check_key(key_name), _ABSENT)
+    key = check_key(key_name)
+    gateway.limits.check("rc_message", requester.user_id)
+    await change_field(gateway, requester.user_id, key, _ABSENT)
     return json_reply({})
 
 
@@ -232,6 +241,16 @@ def _require_own(requester: Requester, user_id: str, key: str) -> None:
         raise Forbidden("Only your own profile can be changed")
     if requester.is_guest and key != "displayname":
         raise GuestAccessForbidden("Guests may change their display name only")
+
+
+async def _check_rate(request: Request, gateway: GatewayDeps) -> None:
+    """Bound the reads of one user, or of one address where nobody says who asks."""
+    client = request.client
+    asker = "" if client is None else client.host
+    if "authorization" in request.headers:
+        with suppress(MissingToken, UnknownToken):
+            asker = (await requester_of(request)).user_id
+    gateway.limits.check("rc_profile", asker)
 
 
 async def _require_may_read(request: Request, gateway: GatewayDeps) -> None:

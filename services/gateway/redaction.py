@@ -2,7 +2,8 @@
 
 from starlette.responses import Response
 
-from services.gateway.dependencies import GatewayDep
+from matrixcore.identifiers import EventId, RoomId, UserId
+from services.gateway.dependencies import GatewayDep, GatewayDeps
 from services.gateway.optional_body import OptionalJsonObject
 from services.gateway.path_identifiers import event_id_of, room_id_of
 from services.gateway.room_changes import session_of
@@ -10,6 +11,7 @@ from services.gateway.room_membership import reason_of
 from services.gateway.room_send import send_redaction
 from services.gateway.routing import CurrentRequester, client_router
 from tessera.http.replies import json_reply
+from tessera.storage.room_reads.events import find_event
 
 router = client_router()
 
@@ -24,8 +26,8 @@ async def redact_event(
     gateway: GatewayDep,
 ) -> Response:
     """Strip an event of what it says; a repeated txn_id answers with the first redaction's ID."""
-    gateway.limits.check("rc_message", requester.user_id)
     room, target = room_id_of(room_id), event_id_of(event_id)
+    gateway.limits.check(await _limit_of(gateway, room, target, requester.user_id), requester.user_id)
     redaction_id = await send_redaction(
         gateway.rooms,
         session_of(requester),
@@ -36,3 +38,12 @@ async def redact_event(
         txn_id,
     )
     return json_reply({"event_id": redaction_id})
+
+
+async def _limit_of(gateway: GatewayDeps, room_id: RoomId, target: EventId, user_id: UserId) -> str:
+    """The limit that counts: moderators, who clear away what others said, may have one of their own."""
+    if gateway.settings.rc_admin_redaction is None:
+        return "rc_message"
+    async with gateway.shards.of_room(room_id).reading() as tx:
+        event = await find_event(tx, room_id, target)
+    return "rc_message" if event is None or event.sender == user_id else "rc_admin_redaction"

@@ -33,6 +33,7 @@ async def exchange_refresh_token(gateway: GatewayDeps, token: str) -> dict[str, 
 
     Raises:
         UnknownToken: unknown, superseded (the session is gone), or expired (soft logout).
+        LimitExceeded: the device asks too often.
     """
     now_ms = gateway.clock.now_ms()
     async with gateway.accounts.transaction() as tx:
@@ -41,6 +42,7 @@ async def exchange_refresh_token(gateway: GatewayDeps, token: str) -> dict[str, 
             raise UnknownToken("The refresh token is unknown or was used")
         if found.expires_ts is not None and found.expires_ts <= now_ms:
             raise UnknownToken("The refresh token has expired", soft_logout=True)
+        gateway.limits.check("tessera.rc_refresh", f"{found.user_id} {found.device_id}")
         if found.supersedes is not None:
             await access_tokens.revoke_superseded(tx, found.user_id, found.device_id, found.supersedes)
         issued, stored = make_tokens(

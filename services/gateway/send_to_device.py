@@ -5,9 +5,10 @@ Spec: C-S API §Send-to-Device messaging.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
+import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,13 +16,20 @@ from matrixcore.identifiers import InvalidIdentifier, ServerName, UserId, parse_
 from services.gateway.dependencies import gateway_of
 from services.gateway.routing import client_routes, json_object_of, requester_of
 from tessera.fanout import Fanout
-from tessera.http.errors import InvalidParam
+from tessera.http.errors import InvalidParam, LimitExceeded
+from tessera.http.limits import RateLimits
 from tessera.http.replies import json_reply
 from tessera.storage import to_device, user_log
 from tessera.storage.database import Database, Transaction
 from tessera.storage.to_device import OutgoingMessage
 
 EVERY_DEVICE = "*"
+KEY_REQUEST = "m.room_key_request"
+
+
+Messages: TypeAlias = Mapping[UserId, Mapping[str, Mapping[str, Any]]]
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +40,7 @@ class ToDeviceRequest:
     device_id: str
     event_type: str
     txn_id: str
-    messages: Mapping[UserId, Mapping[str, Mapping[str, Any]]]
+    messages: Messages
 
 
 async def send_to_device(request: Request) -> Response:
@@ -41,9 +49,10 @@ async def send_to_device(request: Request) -> Response:
     requester = await requester_of(request)
     body = await json_object_of(request)
     path = request.path_params
-    message = ToDeviceRequest(
-        requester.user_id, requester.device_id, path["event_type"], path["txn_id"], check_messages(body)
-    )
+    messages = check_messages(body)
+    if path["event_type"] == KEY_REQUEST:
+        messages = within_limit(gateway.limits, requester.user_id, requester.device_id, messages)
+    message = ToDeviceRequest(requester.user_id, requester.device_id, path["event_type"], path["txn_id"], messages)
     await deliver(gateway.accounts, gateway.fanout, gateway.server_name, message, gateway.clock.now_ms())
     return json_reply({})
 
@@ -52,7 +61,7 @@ async def send_to_device(request: Request) -> Response:
 routes = client_routes("/sendToDevice/{event_type}/{txn_id:path}", send_to_device, methods=["PUT"])
 
 
-def check_messages(body: Mapping[str, Any]) -> dict[UserId, Mapping[str, Mapping[str, Any]]]:
+def check_messages(body: Mapping[str, Any]) -> Messages:
     """User -> device -> content of a request.
 
     Raises:
@@ -70,6 +79,22 @@ def check_messages(body: Mapping[str, Any]) -> dict[UserId, Mapping[str, Mapping
         except InvalidIdentifier as error:
             raise InvalidParam(f"messages: {error}") from None
     return messages
+
+
+def within_limit(limits: RateLimits, sender: UserId, device_id: str, messages: Messages) -> Messages:
+    """The messages without the requests for keys to other people that are too many: those are dropped, as in Synapse.
+
+    A client that looks for lost keys asks everybody in the room; the answer would not come faster for an error.
+    """
+    kept: dict[UserId, Mapping[str, Mapping[str, Any]]] = {}
+    for user_id, devices in messages.items():
+        try:
+            if user_id != sender:
+                limits.check("rc_key_requests", f"{sender} {device_id}")
+            kept[user_id] = devices
+        except LimitExceeded:
+            log.info("request for a key dropped", sender=sender, user_id=user_id)
+    return kept
 
 
 async def deliver(

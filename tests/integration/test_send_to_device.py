@@ -8,8 +8,10 @@ import pytest
 from key_material import ALICE, BOB, CAROL, SERVER, RecordingFanout, add_devices
 
 from matrixcore.identifiers import ServerName, UserId
-from services.gateway.send_to_device import ToDeviceRequest, check_messages, deliver
+from services.gateway.send_to_device import ToDeviceRequest, check_messages, deliver, within_limit
+from tessera.clock import FakeClock
 from tessera.http.errors import InvalidParam
+from tessera.http.limits import LocalRateLimits, Rate
 from tessera.storage import to_device, user_log
 from tessera.storage.database import Database
 from tessera.storage.to_device import TRANSACTION_LIFETIME_MS, TRIM_TURN, OutgoingMessage, is_trim_turn
@@ -144,3 +146,11 @@ def test_requests_of_the_wrong_shape_are_refused() -> None:
     ):
         with pytest.raises(InvalidParam):
             check_messages(body)
+
+
+async def test_requests_for_keys_to_other_people_are_bounded() -> None:
+    limits = LocalRateLimits(FakeClock(), {"rc_key_requests": Rate(1, 1)})
+    messages = {user_id: {"*": {"action": "request"}} for user_id in (ALICE, BOB, CAROL)}
+    assert within_limit(limits, ALICE, "A1", messages).keys() == {ALICE, BOB}
+    assert within_limit(limits, ALICE, "A1", messages).keys() == {ALICE}, "the own devices can always be asked"
+    assert within_limit(limits, ALICE, "A2", messages).keys() == {ALICE, BOB}

@@ -8,6 +8,7 @@ from urllib.parse import quote, urlencode
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, PositiveInt, SecretStr
 
 from tessera.config.kafka import KafkaSettings
+from tessera.config.rate_limits import RateLimit
 from tessera.config.redis import RedisSettings
 from tessera.config.sections import Pool, Support
 from tessera.config.services import InstanceName, ServiceName, ServiceSettings
@@ -95,6 +96,7 @@ class TesseraSettings(Section):
             acknowledged. For tests.
         verify_key_signatures: refuse device keys and one-time keys that their device has not signed. Clients check
             them anyway; Synapse takes what comes.
+        rc_refresh: exchanges of refresh tokens, by device. Synapse does not limit them.
         services: what differs between the processes of a cluster.
         instance_name: of this process, kept over restarts; partitions are handed over to it. Absent, the host's name.
         drain_seconds: how long a process that is told to end may take for what it has begun.
@@ -112,6 +114,7 @@ class TesseraSettings(Section):
     pgbouncer: bool = False
     allow_unsafe_postgres: bool = False
     verify_key_signatures: bool = False
+    rc_refresh: RateLimit = RateLimit(per_second=0.1, burst_count=10)
     pool: Pool | None = None
     services: Mapping[ServiceName, ServiceSettings] = Field(default_factory=dict)
     instance_name: InstanceName | None = None

@@ -10,7 +10,7 @@ from pydantic import AliasChoices, Field, PrivateAttr, SecretStr, field_validato
 from matrixcore.identifiers import parse_server_name
 from tessera.config.database import DEFAULT_SHARD, DatabaseSettings, TesseraSettings
 from tessera.config.listeners import LOOPBACK, Listener, Resource
-from tessera.config.rate_limits import RateLimits
+from tessera.config.rate_limits import RateLimit, RateLimits
 from tessera.config.sections import (
     DirectoryRule,
     KeyId,
@@ -144,6 +144,10 @@ class Settings(RateLimits):
         # Tests need not wait for a disk.
         own = {"allow_unsafe_postgres": True, **overrides.pop("tessera", {})}
         return cls.model_validate(defaults | overrides | {"tessera": own})
+
+    def rate_limits(self) -> dict[str, RateLimit]:
+        """Every bucket by its path, our own too: `tessera.rc_refresh`."""
+        return {**super().rate_limits(), "tessera.rc_refresh": self.tessera.rc_refresh}
 
     @field_validator("public_baseurl")
     @classmethod

@@ -149,6 +149,20 @@ async def test_refresh_keeps_the_old_token_until_a_new_one_is_used(make_server: 
     assert third.status_code == 200
 
 
+async def test_a_device_that_refreshes_all_the_time_has_to_wait(make_server: Make) -> None:
+    server = make_server(rates={"tessera.rc_refresh": Rate(0.1, 2)})
+    await server.register("alice")
+    tokens = [
+        (await server.post("/login", {**login_body("alice"), "refresh_token": True})).json()["refresh_token"]
+        for _ in range(2)
+    ]
+    answers = [await server.post("/refresh", {"refresh_token": tokens[0]}) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert (await server.post("/refresh", {"refresh_token": tokens[1]})).status_code == 200
+    server.clock.shift(10)
+    assert (await server.post("/refresh", {"refresh_token": tokens[0]})).status_code == 200
+
+
 async def test_using_the_new_refresh_token_revokes_the_old_one_too(server: Server) -> None:
     reply = (
         await server.post("/login", {**login_body((await server.register("alice")).user_id), "refresh_token": True})

@@ -7,6 +7,7 @@ from gateway_server import Server
 
 from services.gateway import profile_propagation
 from tessera.http.errors import Unavailable
+from tessera.http.limits import Rate
 from tessera.storage import profiles
 
 Make = Callable[..., Server]
@@ -145,3 +146,27 @@ async def test_a_profile_is_one_query(server: Server) -> None:
     async with server.accounts.counting() as count:
         await server.get(f"/profile/{ALICE}")
     assert (count.statements, count.transactions) == (1, 0)
+
+
+async def test_reads_are_bounded_by_reader_and_by_address(make_server: Make) -> None:
+    server = make_server(rates={"rc_profile": Rate(0.1, 2)})
+    alice, bob = await server.register("alice"), await server.register("bob")
+    for _ in range(2):
+        assert (await alice.get(f"/profile/{ALICE}")).status_code == 200
+    assert (await alice.get(f"/profile/{ALICE}/displayname")).status_code == 429
+    assert (await bob.get(f"/profile/{ALICE}")).status_code == 200
+    forged = {"Authorization": "Bearer nobody's"}
+    for headers in (None, forged):
+        assert (await server.get(f"/profile/{ALICE}", headers=headers)).status_code == 200
+    assert (await server.get(f"/profile/{ALICE}", headers=forged)).status_code == 429
+
+
+async def test_changes_are_bounded_as_messages_are(make_server: Make) -> None:
+    server = make_server(rates={"rc_message": Rate(0.1, 2)})
+    alice = await server.register("alice")
+    path = f"/profile/{ALICE}/displayname"
+    assert (await alice.put(path, {"displayname": "A"})).status_code == 200
+    assert (await alice.delete(path)).status_code == 200
+    limited = await alice.put(path, {"displayname": "B"})
+    assert (limited.status_code, limited.json()["errcode"]) == (429, "M_LIMIT_EXCEEDED")
+    assert limited.json()["retry_after_ms"] == 10_000

@@ -18,6 +18,7 @@ from services.rooms.room_work import Signer
 from services.rooms.shard_writer import ShardWriter
 from tessera.bus import LocalCommandBus, LocalRecordBus
 from tessera.clock import FakeClock, SystemClock
+from tessera.config import Settings
 from tessera.fanout import LocalFanout
 from tessera.http.app import MatrixApp, create_app
 from tessera.http.limits import LocalRateLimits
@@ -41,7 +42,7 @@ def gateway(accounts: Database, shards: RoomShards, clock: FakeClock) -> SimpleN
     commands = RoomCommands(bus, fanout, ShardOutcomes(shards))
     changes = RoomChanges(commands, shards, accounts, fanout, clock, ids)
     return SimpleNamespace(
-        settings=SimpleNamespace(default_room_version="12"),
+        settings=Settings.for_tests(server_name=SERVER),
         server_name=SERVER,
         clock=clock,
         ids=ids,
