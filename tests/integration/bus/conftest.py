@@ -1,7 +1,6 @@
 """Buses to test: the one of one process, and the one on a real broker."""
 
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 from bus_making import Buses, DoneOffsets, kafka_buses, make_topics, topic_prefix
@@ -32,12 +31,25 @@ async def buses(bus_settings: KafkaSettings | None) -> AsyncIterator[Buses]:
         yield Buses(opened.commands, opened.records, done)
 
 
+@pytest.fixture(scope="module")
+def module_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker beside the one that all share."""
+    broker = new_broker(tmp_path_factory.mktemp("own") / "broker")
+    if isinstance(broker, ApacheKafka):
+        broker.start()
+        yield broker
+        broker.kill()
+    else:
+        yield broker
+
+
 @pytest.fixture
-def own_broker(tmp_path: Path) -> Iterator[Broker]:
-    """A broker that the test may end and freeze."""
-    broker = new_broker(tmp_path / "broker")
-    if not isinstance(broker, ApacheKafka):
-        pytest.skip(f"needs a broker that can be ended and keeps its topics; there is {broker.description}")
-    broker.start()
-    yield broker
-    broker.kill()
+def own_broker(module_broker: Broker) -> ApacheKafka:
+    """A running broker that the test may end and freeze."""
+    if not isinstance(module_broker, ApacheKafka):
+        pytest.skip(f"needs a broker that can be ended and keeps its topics; there is {module_broker.description}")
+    if module_broker.is_running:
+        module_broker.thaw()
+    else:
+        module_broker.start()
+    return module_broker

@@ -242,15 +242,18 @@ class PartitionFeed:
     async def _mend_offset(self, consumer: AIOKafkaConsumer, partition: TopicPartition, offset: int) -> None:
         """Begin where the partition begins, if retention or somebody has emptied it up to there."""
         place = self._places.get(partition.partition)
-        if place is not None and place.next_offset == offset:
+        if place is None:
+            return
+        if place.next_offset == offset:
             await self._look_at_topic()
             there = await self._connection.offset_range(self._topic.name, partition.partition)
-            if offset > there.end and self._replacement is None:
+            if self._places.get(partition.partition) is not place or self._replacement is not None:
+                return  # whoever removed or added the partition meanwhile has begun it anew
+            if offset > there.end:
                 self._replace(self._topic)
-            place.next_offset = max(place.next_offset, there.start)
-        # Whoever removed or added the partition meanwhile has begun it anew.
-        if place is not None and self._places.get(partition.partition) is place:
-            consumer.seek(partition, place.next_offset)
+                return
+            place.next_offset = max(offset, there.start)
+        consumer.seek(partition, place.next_offset)
 
     async def _watch(self, consumer: AIOKafkaConsumer) -> None:
         answered = self._clock.now_ms()
