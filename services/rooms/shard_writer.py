@@ -28,7 +28,7 @@ from services.rooms.ownership import Owner, Ownership
 from services.rooms.receiving import receive_command
 from services.rooms.room_work import PartitionWork, Refused, Signer, StateNotLoaded
 from tessera import tracing
-from tessera.bus import BusUnavailable, CommandBus, CommandReader, Delivered, RecordBus
+from tessera.bus import BusUnavailable, CommandBus, CommandReader, Delivered, RecordBus, TopicReplaced
 from tessera.clock import Clock
 from tessera.commands import AppendPdu, Command, Outcome, ReceivePdus, Unpark, encode_command, encode_outcome
 from tessera.fanout import Fanout
@@ -250,12 +250,13 @@ class ShardWriter:
         assert self._reader is not None
         partition = taken.partition
         await self._republish(taken)
+        end_offset = await self._reader.end_offset(partition)
         if self._ownership.epochs.get(partition) != taken.epoch:
             return  # lost meanwhile
-        # Offsets of a topic that was made anew mean nothing.
-        known = taken.topic_id == self._reader.topic_id
+        # Offsets mean nothing in a topic that was made anew or has lost its end.
+        known = taken.topic_id == self._reader.topic_id and taken.done_offset <= end_offset
         done_offset = taken.done_offset if known else -1
-        careful_until = await self._reader.end_offset(partition) if known and not taken.clean else -1
+        careful_until = end_offset if known and not taken.clean else -1
         self._owned[partition] = OwnedPartition(
             partition, taken.epoch, taken.incarnation, taken.head, done_offset, careful_until, taken_offset=done_offset
         )
@@ -282,6 +283,11 @@ class ShardWriter:
         while not self._stopping:
             try:
                 delivered = await self._reader.take(MAX_COMMANDS)
+            except TopicReplaced as error:
+                # At once: nobody may write the new topic's id beside an offset of the old one.
+                self._ownership.lose(list(self._ownership.epochs), "topic")
+                log.error("commands are read from the beginning", reason=str(error))
+                continue
             except BusUnavailable as error:
                 if not self._stopping:
                     log.warning("commands cannot be read", error=str(error))

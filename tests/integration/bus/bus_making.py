@@ -1,24 +1,19 @@
 """Commands, records and buses for the tests of the topics."""
 
-import itertools
-import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from matrixcore.identifiers import RoomId, UserId
 from tessera.bus import CommandBus, RecordBus
-from tessera.bus.kafka import DoneOffset, KafkaBuses, KafkaConnection, create_topics, open_buses, plan_topics
+from tessera.bus.kafka import DoneOffset, KafkaBuses, open_buses
 from tessera.clock import SystemClock
 from tessera.commands import Append, Command, CommandBody, NewEvent
 from tessera.config import KafkaSettings
 from tessera.records import Counters, EventBody, LogRecord, RecordKind
-from tests.fixtures.kafka_broker import Broker
 
 PARTITIONS = 4
 ROOM = RoomId("!room:chat.example")
-_numbers = itertools.count()
 
 
 @dataclass
@@ -42,20 +37,6 @@ class Buses:
     done: DoneOffsets
 
 
-def topic_prefix() -> str:
-    """A prefix that no other test has."""
-    return f"test-{os.getpid()}-{next(_numbers)}."
-
-
-async def make_topics(settings: KafkaSettings, partitions: int = PARTITIONS) -> None:
-    """The topics of these settings."""
-    connection = KafkaConnection(settings, "tests")
-    try:
-        await create_topics(connection, plan_topics(settings, partitions))
-    finally:
-        await connection.close()
-
-
 @asynccontextmanager
 async def kafka_buses(
     settings: KafkaSettings, done: DoneOffsets | None = None, partitions: int = PARTITIONS
@@ -64,15 +45,6 @@ async def kafka_buses(
     async with open_buses(
         settings, partitions=partitions, read_done=done or DoneOffsets(), clock=SystemClock()
     ) as buses:
-        yield buses
-
-
-@asynccontextmanager
-async def fresh_kafka_buses(broker: Broker, **changes: Any) -> AsyncIterator[KafkaBuses]:
-    """Buses on topics of their own."""
-    settings = broker.settings(topic_prefix(), **changes)
-    await make_topics(settings)
-    async with kafka_buses(settings) as buses:
         yield buses
 
 

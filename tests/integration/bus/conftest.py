@@ -3,11 +3,12 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from bus_making import Buses, DoneOffsets, kafka_buses, make_topics, topic_prefix
+from bus_making import PARTITIONS, Buses, DoneOffsets, kafka_buses
 
 from tessera.bus import LocalCommandBus, LocalRecordBus
 from tessera.config import KafkaSettings
 from tests.fixtures.kafka_broker import ApacheKafka, Broker, new_broker
+from tests.fixtures.kafka_topics import make_topics, topic_prefix
 
 
 @pytest.fixture(params=["local", "kafka"])
@@ -26,7 +27,7 @@ async def buses(bus_settings: KafkaSettings | None) -> AsyncIterator[Buses]:
     if bus_settings is None:
         yield Buses(LocalCommandBus("one process"), LocalRecordBus(), done)
         return
-    await make_topics(bus_settings)
+    await make_topics(bus_settings, PARTITIONS)
     async with kafka_buses(bus_settings, done) as opened:
         yield Buses(opened.commands, opened.records, done)
 

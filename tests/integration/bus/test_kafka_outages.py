@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from bus_making import command, kafka_buses, make_topics, records, topic_prefix
+from bus_making import PARTITIONS, command, kafka_buses, records
 from test_buses import take_commands, take_records
 
 from tessera.bus import BusBusy, BusUnavailable
 from tessera.bus.kafka import KafkaBuses
 from tessera.config import KafkaSettings
 from tests.fixtures.kafka_broker import ApacheKafka
+from tests.fixtures.kafka_topics import make_topics, topic_prefix
 
 PATIENCE = {"request_timeout": 2_000}
 
@@ -21,7 +22,7 @@ PATIENCE = {"request_timeout": 2_000}
 async def own_buses(broker: ApacheKafka, **changes: object) -> AsyncIterator[KafkaBuses]:
     """Buses on a broker that the test may end."""
     settings = broker.settings(topic_prefix(), **PATIENCE, **changes)
-    await make_topics(settings)
+    await make_topics(settings, PARTITIONS)
     async with kafka_buses(settings) as buses:
         yield buses
 
@@ -50,7 +51,7 @@ async def test_without_a_broker_sends_are_refused_and_readers_wait() -> None:
 
 async def test_buses_find_a_broker_that_comes_later(own_broker: ApacheKafka) -> None:
     settings = own_broker.settings(topic_prefix(), **PATIENCE)
-    await make_topics(settings)
+    await make_topics(settings, PARTITIONS)
     await asyncio.to_thread(own_broker.kill)
     async with kafka_buses(settings) as buses:
         opening = asyncio.create_task(buses.commands.open_reader())

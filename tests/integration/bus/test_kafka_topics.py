@@ -3,10 +3,9 @@
 import asyncio
 
 import pytest
-from bus_making import PARTITIONS, DoneOffsets, command, kafka_buses, make_topics, record, records, topic_prefix
+from bus_making import PARTITIONS, DoneOffsets, command, kafka_buses, record, records
 from prometheus_client import REGISTRY
 from test_buses import nothing_comes, take_commands, take_records
-from topic_administration import Administration
 
 from tessera.bus import CommandReader, TopicReplaced
 from tessera.bus.kafka import TopicsDisagree
@@ -15,13 +14,14 @@ from tessera.commands import Append, NewEvent, encode_command
 from tessera.config import KafkaSettings
 from tessera.records import encode_record
 from tests.fixtures.kafka_broker import Broker
+from tests.fixtures.kafka_topics import Administration, make_topics, topic_prefix
 
 
 @pytest.fixture
 async def settings(kafka: Broker) -> KafkaSettings:
     """Of topics that are there."""
     made = kafka.settings(topic_prefix())
-    await make_topics(made)
+    await make_topics(made, PARTITIONS)
     return made
 
 
@@ -89,7 +89,7 @@ async def test_a_topic_made_anew_has_another_id_and_its_readers_begin_anew(setti
         await take_commands(reader, 3)
         old = reader.topic_id
         await administration.remove(COMMANDS)
-        await make_topics(settings)
+        await make_topics(settings, PARTITIONS)
         await replaced(reader)
         assert reader.topic_id != old
         assert await nothing_comes(reader), "no partition is left"
@@ -115,7 +115,7 @@ async def test_a_consumer_of_records_goes_on_in_a_topic_made_anew(settings: Kafk
         await buses.records.announce(0, records(1, 3))
         await take_records(reader, 3)
         await administration.remove(RECORDS)
-        await make_topics(settings)
+        await make_topics(settings, PARTITIONS)
         await buses.records.announce(0, records(3, 5))
         assert [one.position for one in await take_records(reader, 2)] == [4, 5]
 
@@ -197,7 +197,7 @@ async def test_topics_that_are_not_as_configured_are_refused(
 ) -> None:
     settings = kafka.settings(topic_prefix())
     await Administration(settings).make(COMMANDS, partitions, **configs)
-    await make_topics(settings)  # the other one
+    await make_topics(settings, PARTITIONS)  # the other one
     with pytest.raises(TopicsDisagree, match=said):
         async with kafka_buses(settings, DoneOffsets()):
             pass
@@ -207,7 +207,7 @@ async def test_more_than_is_asked_is_fine(kafka: Broker) -> None:
     settings = kafka.settings(topic_prefix())
     longer = {"retention.ms": "-1", "max.message.bytes": str(64 << 20), "cleanup.policy": "delete"}
     await Administration(settings).make(COMMANDS, PARTITIONS, **longer)
-    await make_topics(settings)
+    await make_topics(settings, PARTITIONS)
     async with kafka_buses(settings) as buses:
         await buses.ping()
 

@@ -8,7 +8,7 @@ from writer_world import ALICE, World, message
 
 from matrixcore.identifiers import RoomId
 from services.rooms import shard_writer
-from tessera.bus.local import UNDONE_LIMIT
+from tessera.bus.admission import UNDONE_LIMIT
 from tessera.commands import Append, NewEvent, OutcomeStatus
 from tessera.storage import dead_letters, writer_batch
 from tessera.storage.database import Transaction
