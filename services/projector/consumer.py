@@ -20,6 +20,7 @@ from tessera.records import LogRecord
 from tessera.storage import consumer_cursors
 from tessera.storage.consumer_cursors import BEGINNING, Cursor
 from tessera.storage.database import Database, DatabaseUnavailable, Transaction
+from tessera.storage.partitions import list_heads
 from tessera.storage.records import list_records
 from tessera.storage.shards import RoomShards
 
@@ -28,6 +29,7 @@ log = structlog.get_logger(__name__)
 BATCH = 500  # records in one step
 ATTEMPTS = 3  # of a step, before its rooms are tried one by one
 PAUSE_SECONDS = 1.0
+COMPARE_SECONDS = 30.0  # how often the cursors are compared with the heads in PostgreSQL
 CURSOR_SECONDS = 5.0  # how long a cursor may lag behind in PostgreSQL
 MAX_POSITION = (1 << 63) - 1
 
@@ -111,14 +113,39 @@ class RecordConsumer:
                 cursor = await self._catch_up(partition, stored.get(partition, BEGINNING), MAX_POSITION)
                 cursors[partition] = cursor
                 await reader.assign(partition, cursor.position)
+            compared = self.clock.monotonic()
             while True:
-                by_partition: dict[int, list[LogRecord]] = {}
-                for record in await reader.take(BATCH):
-                    by_partition.setdefault(record.partition, []).append(record)
-                for partition, records in by_partition.items():
+                for partition, records in (await self._next_records(reader)).items():
                     cursors[partition] = await self._take(partition, cursors[partition], records)
+                if self.clock.monotonic() - compared >= COMPARE_SECONDS:
+                    await self._compare(cursors)
+                    compared = self.clock.monotonic()
         finally:
             await reader.close()
+
+    async def _next_records(self, reader: RecordReader) -> dict[int, list[LogRecord]]:
+        """What comes next, by partition; nothing if nothing comes for a while."""
+        by_partition: dict[int, list[LogRecord]] = {}
+        try:
+            async with asyncio.timeout(COMPARE_SECONDS):
+                taken = await reader.take(BATCH)
+        except TimeoutError:
+            return by_partition
+        for record in taken:
+            by_partition.setdefault(record.partition, []).append(record)
+        return by_partition
+
+    async def _compare(self, cursors: dict[int, Cursor]) -> None:
+        """Find what the topic lost at its end, where no later record shows the hole; one query a shard."""
+        by_shard: dict[str, list[int]] = {}
+        for partition in cursors:
+            by_shard.setdefault(self.shards.shard_of(partition), []).append(partition)
+        for shard, partitions in by_shard.items():
+            async with self.shards.databases[shard].reading() as tx:
+                heads = await list_heads(tx, partitions)
+            for partition, head in heads.items():
+                if head.position > cursors[partition].position:
+                    cursors[partition] = await self._catch_up(partition, cursors[partition], head.position)
 
     async def _take(self, partition: int, cursor: Cursor, records: list[LogRecord]) -> Cursor:
         """Apply records from the topic, with what is missing before and between them."""
