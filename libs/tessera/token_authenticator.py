@@ -7,6 +7,7 @@ from starlette.requests import Request
 
 from matrixcore.identifiers import UserId
 from tessera.clock import Clock
+from tessera.fanout import Fanout, SessionEnd, Subscriber, Subscription
 from tessera.http.authentication import Requester, RequesterCache, access_token_of
 from tessera.last_seen import LastSeenRecorder
 from tessera.storage import access_tokens
@@ -14,12 +15,26 @@ from tessera.storage.database import Database
 
 
 class TokenAuthenticator:
-    """`tessera.http.authentication.Authenticator` over the account store: one query for a token not in the cache."""
+    """`tessera.http.authentication.Authenticator` over the account store: one query for a token not in the cache.
+
+    Sessions that end in other processes are heard of over the fan-out; without it a token lives on for the few
+    seconds of the cache.
+    """
 
     def __init__(self, accounts: Database, clock: Clock, last_seen: LastSeenRecorder) -> None:
         self._accounts = accounts
         self._last_seen = last_seen
         self._cache = RequesterCache(clock, self._find)
+        self._subscription: Subscription | None = None
+
+    async def start(self, fanout: Fanout) -> None:
+        """Hear of sessions that end elsewhere."""
+        self._subscription = await fanout.subscribe(Subscriber(on_session_end=self._on_session_end))
+
+    async def stop(self) -> None:
+        """Hear nothing more."""
+        if self._subscription is not None:
+            await self._subscription.close()
 
     async def authenticate(self, request: Request) -> Requester:
         """The requester of a request, and a note of its device's address.
@@ -44,6 +59,12 @@ class TokenAuthenticator:
     def forget_user(self, user_id: UserId) -> None:
         """All sessions of a user ended in this process."""
         self._cache.forget_user(user_id)
+
+    def _on_session_end(self, end: SessionEnd) -> None:
+        if end.device_id is None:
+            self._cache.forget_user(end.user_id)
+        else:
+            self._cache.forget_device(end.user_id, end.device_id)
 
     async def _find(self, token: str) -> Requester | None:
         async with self._accounts.reading() as tx:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from matrixcore.identifiers import UserId
 from tessera.clock import Clock
 from tessera.config import Settings
-from tessera.fanout import DeviceWake, Fanout
+from tessera.fanout import DeviceWake, Fanout, SessionEnd
 from tessera.ids import IdSource
 from tessera.storage import access_tokens, device_keys, devices, user_log
 from tessera.storage.access_tokens import NewTokens, hash_token
@@ -69,9 +69,12 @@ class Wakes:
     heads: dict[UserId, int]
     device_position: int | None = None
     users: tuple[UserId, ...] = ()
+    ended: tuple[SessionEnd, ...] = ()
 
     async def publish(self, fanout: Fanout) -> None:
-        """Tell the services that hold the users' connections; only after COMMIT."""
+        """Tell the services that hold the users' connections or remember their tokens; only after COMMIT."""
+        if self.ended:
+            await fanout.publish_session_ends(self.ended)
         if self.heads:
             await fanout.publish_user_wakes(user_log.wakes_of(self.heads))
         if self.device_position is not None:
@@ -116,10 +119,10 @@ async def start_session(
     now_ms = clock.now_ms()
     issued, stored = make_tokens(ids, lifetimes, now_ms, refreshable=refreshable)
     is_new = await access_tokens.add_session(tx, user_id, device_id, display_name, stored, now_ms=now_ms)
-    heads = {}
-    if not is_new:
-        heads = await user_log.append(tx, [LogEntry(user_id, UserLogKind.SESSION_ENDED, key=device_id)])
-    return issued, Wakes(heads)
+    if is_new:
+        return issued, Wakes({})
+    heads = await user_log.append(tx, [LogEntry(user_id, UserLogKind.SESSION_ENDED, key=device_id)])
+    return issued, Wakes(heads, ended=(SessionEnd(user_id, device_id),))
 
 
 async def end_devices(tx: Transaction, user_id: UserId, device_ids: Sequence[str]) -> Wakes:
@@ -132,7 +135,8 @@ async def end_devices(tx: Transaction, user_id: UserId, device_ids: Sequence[str
     )
     # Last, since it takes the one row that all changes of devices share.
     position = await device_keys.delete_device_data(tx, user_id, gone)
-    return Wakes(heads, position, (user_id,))
+    ended = tuple(SessionEnd(user_id, device_id) for device_id in gone)
+    return Wakes(heads, position, (user_id,), ended)
 
 
 async def end_all_devices(tx: Transaction, user_id: UserId, *, but: str | None = None) -> Wakes:
