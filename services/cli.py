@@ -1,40 +1,34 @@
-"""The command `tessera`: serve, generate-config, check-config, register-user, migrate."""
+"""The command `tessera`: serve, run, generate-config, check-config, register-user, migrate."""
 
-import asyncio
 import getpass
 import hashlib
 import hmac
-import os
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import httpx
 import typer
-import uvloop
-from rich.console import Console
-from rich.markup import escape
 
+from services.command_line import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    console,
+    errors,
+    fail,
+    read_config,
+    run_to_end,
+    set_up_logging,
+    show_progress,
+)
 from services.serve import serve
 from services.stores import open_stores
-from tessera.config import ConfigError, Settings, generate_config, read_settings
-from tessera.embedded_postgres import EmbeddedPostgresError
-from tessera.logging import configure_logging
+from tessera.config import ConfigError, Settings, generate_config
+from tessera.config.services import SERVICE_NAMES
 from tessera.service import CannotStart
-from tessera.storage.database import DatabaseUnavailable
-from tessera.storage.migrations import MigrationError
-from tessera.storage.placement import PlacementMismatch
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="homeserver.yaml")]
-DEFAULT_CONFIG = Path("data/homeserver.yaml")
-# Whatever an operator can mend is one line and this status.
-FAILED = 1
-_ONE_LINE = (CannotStart, EmbeddedPostgresError, DatabaseUnavailable, MigrationError, PlacementMismatch)
 
 
 def main() -> None:
@@ -45,13 +39,42 @@ def main() -> None:
 @app.command("serve")
 def serve_command(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Run the whole homeserver in one process, until Ctrl-C or SIGTERM."""
-    settings = _read(config)
-    _set_up_logging(settings)
+    settings = read_config(config)
+    set_up_logging(settings)
 
     def ready(urls: Sequence[str]) -> None:
         _welcome(settings, config, urls)
 
-    _run(lambda: serve(settings, progress=_progress, ready=ready))
+    run_to_end(lambda: serve(settings, progress=show_progress, ready=ready))
+
+
+@app.command("run")
+def run_command(
+    service: Annotated[str, typer.Argument(help="|".join(SERVICE_NAMES))],
+    config: ConfigOption = DEFAULT_CONFIG,
+    port: Annotated[int | None, typer.Option(help="where to listen; default: tessera.services.<service>")] = None,
+    bind: Annotated[list[str] | None, typer.Option(help="addresses to listen on, with --port")] = None,
+    name: Annotated[str | None, typer.Option(help="of this process; default: the host's")] = None,
+) -> None:
+    """Run one service of a cluster, on Kafka, Redis and PostgreSQL, until SIGTERM."""
+    # Only now: the clients of Kafka and Redis take memory that `serve` need not spend.
+    from services.run import instance_name, listeners_of, run_service
+
+    known = next((known for known in SERVICE_NAMES if known == service), None)
+    if known is None:
+        fail(f"there is no service {service}; there are {', '.join(SERVICE_NAMES)}")
+    settings = read_config(config)
+    set_up_logging(settings)
+    own_name = instance_name(settings, name)
+
+    def ready(urls: Sequence[str]) -> None:
+        console.print(f"{own_name}: {known} answers on {', '.join(urls)}")
+
+    try:
+        listeners = listeners_of(settings, known, port, bind or ["127.0.0.1"])
+    except CannotStart as error:
+        fail(error)
+    run_to_end(lambda: run_service(settings, known, listeners=listeners, name=own_name, ready=ready))
 
 
 @app.command("generate-config")
@@ -64,14 +87,14 @@ def generate_config_command(
     try:
         path = generate_config(server_name, data, port=port)
     except (ConfigError, OSError) as error:
-        _fail(error)
+        fail(error)
     console.print(f"wrote {path}")
 
 
 @app.command("check-config")
 def check_config_command(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Say whether a homeserver.yaml is right, key by key."""
-    settings = _read(config)
+    settings = read_config(config)
     for key in settings.unused_keys:
         console.print(f"[yellow]{key}[/yellow] is Synapse's and means nothing here")
     console.print(f"{config}: a configuration for {settings.server_name}, nothing wrong with it")
@@ -80,14 +103,14 @@ def check_config_command(config: ConfigOption = DEFAULT_CONFIG) -> None:
 @app.command("migrate")
 def migrate_command(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Bring the databases' schemas up to date, and end."""
-    settings = _read(config)
-    _set_up_logging(settings)
+    settings = read_config(config)
+    set_up_logging(settings)
 
     async def run() -> None:
-        async with open_stores(settings, progress=_progress):
+        async with open_stores(settings, progress=show_progress):
             console.print("the schemas are up to date")
 
-    _run(run)
+    run_to_end(run)
 
 
 @app.command("register-user")
@@ -101,11 +124,11 @@ def register_user_command(
     shared_secret: Annotated[str | None, typer.Option("--shared-secret", "-k", help="default: the config's")] = None,
 ) -> None:
     """Make an account on the running server."""
-    settings = _read(config) if shared_secret is None or server is None else None
+    settings = read_config(config) if shared_secret is None or server is None else None
     if shared_secret is None and settings is not None and settings.registration_shared_secret is not None:
         shared_secret = settings.registration_shared_secret.get_secret_value()
     if not shared_secret:
-        _fail(CannotStart(f"{config} has no registration_shared_secret; give one with --shared-secret"))
+        fail(f"{config} has no registration_shared_secret; give one with --shared-secret")
     if server is None and settings is not None:
         server = _local_url(settings)
     user = user or input(f"New user localpart [{getpass.getuser()}]: ") or getpass.getuser()
@@ -122,9 +145,9 @@ def _read_password(path: Path) -> str:
     try:
         return path.read_text().strip()
     except OSError as error:
-        _fail(CannotStart(f"{path} cannot be read: {error.strerror}"))
+        fail(f"{path} cannot be read: {error.strerror}")
     except UnicodeDecodeError:
-        _fail(CannotStart(f"{path} is not UTF-8"))
+        fail(f"{path} is not UTF-8")
 
 
 def _register(server: str, secret: str, user: str, password: str, *, admin: bool) -> str:
@@ -138,9 +161,9 @@ def _register(server: str, secret: str, user: str, password: str, *, admin: bool
             body = {"nonce": nonce, "username": user, "password": password, "admin": admin, "mac": mac}
             user_id: str = _answer(server, client.post(url, json=body))["user_id"]
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        _fail(CannotStart(f"{server} does not answer: {error}"))
+        fail(f"{server} does not answer: {error}")
     except (ValueError, KeyError, TypeError):
-        _fail(CannotStart(f"{server} answers, but not as a homeserver with registration by shared secret"))
+        fail(f"{server} answers, but not as a homeserver with registration by shared secret")
     return user_id
 
 
@@ -148,7 +171,7 @@ def _answer(server: str, reply: httpx.Response) -> dict[str, Any]:
     """The body of a success; a refusal ends the command with the server's words."""
     body: dict[str, Any] = reply.json()
     if reply.status_code != 200:
-        _fail(CannotStart(f"{server} refuses: {body.get('error', reply.status_code)}"))
+        fail(f"{server} refuses: {body.get('error', reply.status_code)}")
     return body
 
 
@@ -166,24 +189,6 @@ def _local_url(settings: Settings) -> str:
     return f"{scheme}://127.0.0.1:{listener.port}"
 
 
-def _read(path: Path) -> Settings:
-    try:
-        return read_settings(path, os.environ, check_files=True)
-    except ConfigError as error:
-        _fail(error)
-
-
-def _set_up_logging(settings: Settings) -> None:
-    try:
-        configure_logging(settings)
-    except ConfigError as error:
-        _fail(error)
-
-
-def _progress(text: str) -> None:
-    console.print(f"[dim]·[/dim] {text}")
-
-
 def _welcome(settings: Settings, config: Path, urls: Sequence[str]) -> None:
     console.print()
     console.print(f"[bold]Tessera[/bold] serves [bold]{settings.server_name}[/bold] on {', '.join(urls)}")
@@ -194,24 +199,6 @@ def _welcome(settings: Settings, config: Path, urls: Sequence[str]) -> None:
     else:
         console.print(f"  first account  tessera register-user --config {config} --user alice --admin")
     console.print("  stop           Ctrl-C")
-
-
-def _run(coroutine: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(coroutine())
-    except _ONE_LINE as error:
-        _fail(error)
-    except BaseExceptionGroup as group:
-        expected, rest = group.split(_ONE_LINE)
-        if expected is None or rest is not None:
-            raise
-        _fail(expected.exceptions[0])
-
-
-def _fail(error: BaseException) -> NoReturn:
-    errors.print("[red]tessera:[/red]", escape(str(error)))
-    raise typer.Exit(FAILED)
 
 
 if __name__ == "__main__":

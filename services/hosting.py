@@ -80,11 +80,13 @@ async def hosting(
             tasks.extend(group.create_task(background()) for background in service.background)
         for service in services:
             await service.wait_started()
-        asked = _store_checks(around) | dict(checks)
+        asked, optional = _store_checks(around)
+        asked |= checks
+        optional |= degraded
         for service in services:
             asked |= service.checks
         health, ready, metrics = observability_routes(
-            registry, asked, degraded=degraded, is_closing=lambda: closing.is_closing
+            registry, asked, degraded=optional, is_closing=lambda: closing.is_closing
         )
         state: dict[str, object] = {"authenticator": around.authenticator}
         for service in services:
@@ -99,9 +101,18 @@ async def hosting(
         )
 
 
-def _store_checks(around: Surroundings) -> dict[str, ReadinessCheck]:
-    shards = {f"shard {name}": database.ping for name, database in around.shards.databases.items()}
-    return {"accounts": around.accounts.ping, **shards}
+def _store_checks(around: Surroundings) -> tuple[dict[str, ReadinessCheck], dict[str, ReadinessCheck]]:
+    """What must answer, and what should: of several shards one may be away, and the rooms of the others go on."""
+    shards: dict[str, ReadinessCheck] = {f"shard {name}": db.ping for name, db in around.shards.databases.items()}
+    if len(shards) == 1:
+        return {"accounts": around.accounts.ping, **shards}, {}
+
+    async def any_shard() -> None:
+        answers = await asyncio.gather(*(check() for check in shards.values()), return_exceptions=True)
+        if all(answers):
+            raise DatabaseUnavailable("no shard answers")
+
+    return {"accounts": around.accounts.ping, "any shard": any_shard}, shards
 
 
 async def _flush(around: Surroundings) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from matrixcore.identifiers import ServerName
 from services.rooms.service import RoomWriter
@@ -24,6 +25,9 @@ async def open_rooms(around: Surroundings) -> AsyncIterator[Service]:
         session_locks=not around.settings.tessera.pgbouncer,
     )
     try:
-        yield Service(background=(writer.run,), wait_started=writer.wait_ready)
+        service = Service(
+            checks={"leases": writer.check_leases}, background=(writer.run,), wait_started=writer.wait_ready
+        )
+        yield replace(service, drain=writer.drain) if around.is_shared else service
     finally:
         await writer.stop()

@@ -1,0 +1,200 @@
+"""One service of a cluster in a process of its own, on Kafka, Redis and PostgreSQL (DESIGN section 10)."""
+
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import NoReturn
+
+import structlog
+
+from services.gateway.main import open_gateway
+from services.hosting import Ready, StopSignals, answer_requests, bound_listeners, hosting
+from services.media.main import open_media
+from services.projector.main import open_projector
+from services.rooms.main import open_rooms
+from services.stores import Stores, reach_stores
+from services.sync.main import open_sync
+from tessera.bus import BusUnavailable, CommandBus, RecordBus
+from tessera.bus.kafka import TopicsDisagree, open_buses
+from tessera.clock import SystemClock
+from tessera.commands import Command
+from tessera.config import Listener, Settings, load_signing_keys
+from tessera.config.listeners import Resource
+from tessera.config.services import ServiceName
+from tessera.fanout.redis import open_fanout
+from tessera.http.limits import LocalRateLimits, Rate
+from tessera.ids import IdSource
+from tessera.last_seen import LastSeenRecorder
+from tessera.records import LogRecord
+from tessera.service import CannotStart, Service, ServiceOpener, Surroundings
+from tessera.storage.database import DatabaseUnavailable
+from tessera.storage.done_offsets import ShardDoneOffsets
+from tessera.storage.placement import PlacementMismatch, get_placement
+from tessera.telemetry import ReadinessCheck
+from tessera.token_authenticator import TokenAuthenticator
+
+log = structlog.get_logger(__name__)
+
+PLACEMENT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How a service is opened, and what it is without Kafka.
+
+    Attributes:
+        uses_topics: whether it sends or reads anything there.
+        works_without: whether it answers most requests all the same, so that it stays ready.
+    """
+
+    opener: ServiceOpener
+    uses_topics: bool = False
+    works_without: bool = True
+
+
+SERVICES: Mapping[ServiceName, _Kind] = {
+    "gateway": _Kind(open_gateway, uses_topics=True),
+    "rooms": _Kind(open_rooms, uses_topics=True, works_without=False),
+    "sync": _Kind(open_sync),
+    "media": _Kind(open_media),
+    "projector": _Kind(open_projector, uses_topics=True, works_without=False),
+}
+
+
+async def run_service(
+    settings: Settings, service: ServiceName, *, listeners: Sequence[Listener], name: str, ready: Ready
+) -> None:
+    """Run one service until SIGTERM or SIGINT.
+
+    Args:
+        listeners: `listeners_of`.
+        name: of this process; kept over restarts, and no other living one has it.
+        ready: told the URLs once requests are answered.
+
+    Raises:
+        CannotStart: and others with a one-line text, when it cannot start.
+    """
+    clock, ids = SystemClock(), IdSource()
+    signals = StopSignals()
+    kind = SERVICES[service]
+    if settings.tessera.redis is None:
+        raise CannotStart("separate processes wake each other over Redis: set tessera.redis.url")
+    async with AsyncExitStack() as stack:
+        sockets = await stack.enter_async_context(bound_listeners(listeners))
+        stores = await stack.enter_async_context(reach_stores(settings, name))
+        topics = await stack.enter_async_context(_open_topics(settings, kind, stores, clock, name))
+        fanout = await stack.enter_async_context(open_fanout(settings.tessera.redis, clock, ids))
+
+        async def check_fanout() -> None:
+            if not fanout.is_healthy:
+                raise ConnectionError("no hints come from Redis")
+
+        rates = {name: Rate(limit.per_second, limit.burst_count) for name, limit in settings.rate_limits().items()}
+        last_seen = LastSeenRecorder(stores.accounts, clock)
+        around = Surroundings(
+            settings=settings,
+            name=name,
+            is_shared=True,
+            clock=clock,
+            ids=ids,
+            accounts=stores.accounts,
+            shards=stores.shards,
+            commands=topics.commands,
+            records=topics.records,
+            fanout=fanout,
+            limits=LocalRateLimits(clock, rates),
+            last_seen=last_seen,
+            authenticator=TokenAuthenticator(stores.accounts, clock, last_seen),
+            signing_key=load_signing_keys(settings)[0],
+        )
+        checks: dict[str, ReadinessCheck] = dict(topics.checks)
+        degraded: dict[str, ReadinessCheck] = {"redis": check_fanout}
+        if kind.works_without:
+            checks, degraded = {}, degraded | checks
+        openers = (_follow_placement, kind.opener)
+        hosted = await stack.enter_async_context(hosting(openers, around, checks, degraded))
+        await answer_requests(hosted, settings, listeners, sockets, clock=clock, signals=signals, ready=ready)
+
+
+def listeners_of(
+    settings: Settings, service: ServiceName, port: int | None, addresses: Sequence[str]
+) -> tuple[Listener, ...]:
+    """Where a process of a service listens: what the command line says, else the configuration.
+
+    Raises:
+        CannotStart: neither says it.
+    """
+    if port is not None:
+        names = Resource(names=("client", "media", "metrics", "health"))  # of which each service has its own
+        return (Listener(port=port, bind_addresses=tuple(addresses), x_forwarded=True, resources=(names,)),)
+    configured = settings.tessera.services.get(service)
+    if configured is None or not configured.listeners:
+        raise CannotStart(f"say where to listen: --port, or tessera.services.{service}.listeners")
+    return configured.listeners
+
+
+def instance_name(settings: Settings, given: str | None) -> str:
+    """The name of this process: the command line's, the configuration's, the host's."""
+    return given or settings.tessera.instance_name or socket.gethostname()
+
+
+@dataclass(frozen=True, slots=True)
+class _Topics:
+    commands: CommandBus
+    records: RecordBus
+    checks: Mapping[str, ReadinessCheck]
+
+
+@asynccontextmanager
+async def _open_topics(
+    settings: Settings, kind: _Kind, stores: Stores, clock: SystemClock, name: str
+) -> AsyncIterator[_Topics]:
+    if not kind.uses_topics:
+        yield _Topics(_NoTopic(), _NoTopic(), {})
+        return
+    if settings.tessera.kafka is None:
+        raise CannotStart("separate processes talk over Kafka: set tessera.kafka.bootstrap_servers")
+    opening = open_buses(
+        settings.tessera.kafka,
+        partitions=settings.tessera.partitions,
+        read_done=ShardDoneOffsets(stores.shards),
+        clock=clock,
+        client_id=f"tessera-{name}",
+    )
+    async with AsyncExitStack() as stack:
+        try:
+            buses = await stack.enter_async_context(opening)
+        except TopicsDisagree as error:
+            raise CannotStart(str(error)) from error
+        yield _Topics(buses.commands, buses.records, {"kafka": buses.ping})
+
+
+class _NoTopic:
+    """The topics of a service that uses none: it needs no connection to Kafka."""
+
+    async def send(self, command: Command) -> None:
+        raise BusUnavailable("this process uses no topic")
+
+    async def announce(self, partition: int, records: Sequence[LogRecord]) -> None:
+        raise BusUnavailable("this process uses no topic")
+
+    async def open_reader(self) -> NoReturn:
+        raise BusUnavailable("this process uses no topic")
+
+
+@asynccontextmanager
+async def _follow_placement(around: Surroundings) -> AsyncIterator[Service]:
+    """Partitions may be moved to another shard while the process runs."""
+
+    async def refresh() -> None:
+        while True:
+            await around.clock.sleep(PLACEMENT_SECONDS)
+            try:
+                async with around.accounts.reading() as tx:
+                    placement = await get_placement(tx, around.shards.partitions, around.shards.names)
+                around.shards.replace_placement(placement)
+            except (DatabaseUnavailable, PlacementMismatch, OSError, TimeoutError) as error:
+                log.warning("placement not read", error=str(error) or type(error).__name__)
+
+    yield Service(background=(refresh,))
