@@ -10,7 +10,7 @@ from matrixcore.identifiers import EventId, RoomId, ServerName, UserId
 from matrixcore.room_versions import ROOM_VERSIONS
 from matrixcore.signing import SigningKey
 from services.rooms.service import RoomWriter
-from tessera.bus import LocalCommandBus, LocalRecordBus
+from tessera.bus import CommandBus, LocalCommandBus, LocalRecordBus, RecordBus
 from tessera.clock import SystemClock
 from tessera.commands import Append, Command, CommandBody, CreateRoom, NewEvent, Outcome, OutcomeStatus
 from tessera.fanout import LocalFanout, ReplyAddresses
@@ -50,13 +50,13 @@ class World:
 
     shards: RoomShards
     commands: RoomCommands
-    bus: LocalCommandBus
-    records: LocalRecordBus
+    bus: CommandBus
+    records: RecordBus
     fanout: RememberingFanout
     ids: IdSource = field(default_factory=IdSource)
 
     @asynccontextmanager
-    async def writer(self, name: str = "rooms", bus: LocalCommandBus | None = None) -> AsyncIterator[RoomWriter]:
+    async def writer(self, name: str = "rooms", bus: CommandBus | None = None) -> AsyncIterator[RoomWriter]:
         """A running writer of all partitions that are free."""
         service = RoomWriter(
             server_name=SERVER,
@@ -153,17 +153,19 @@ class World:
 
 
 @asynccontextmanager
-async def make_world(shards: RoomShards) -> AsyncIterator[World]:
-    """A world without a writer."""
+async def make_world(
+    shards: RoomShards, bus: CommandBus | None = None, records: RecordBus | None = None
+) -> AsyncIterator[World]:
+    """A world without a writer; the buses of one process unless others are given."""
     for name, database in shards.databases.items():
         async with database.transaction() as tx:
             await add_partitions(tx, [p for p in range(shards.partitions) if shards.shard_of(p) == name])
-    bus, fanout = LocalCommandBus("topic"), RememberingFanout()
+    bus, fanout = bus or LocalCommandBus("topic"), RememberingFanout()
     commands = RoomCommands(bus, fanout, ShardOutcomes(shards))
     await commands.start()
     polling = asyncio.create_task(commands.poll_overdue())
     try:
-        yield World(shards, commands, bus, LocalRecordBus(), fanout)
+        yield World(shards, commands, bus, records or LocalRecordBus(), fanout)
     finally:
         polling.cancel()
         await asyncio.gather(polling, return_exceptions=True)

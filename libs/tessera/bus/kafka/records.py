@@ -144,17 +144,18 @@ class KafkaRecordReader:
         self._on_close(self)
 
     def _rewind(self, raw: ConsumerRecord, record: LogRecord) -> bool:
-        """Go back to the first record that the reader lacks, once, at the first record of a partition."""
+        """Go back to the first record that the reader lacks, when a partition's first one comes; again if need be."""
         position = self._positions.get(raw.partition)
         if position is None or position.start is None:
             return False
-        start, position.start = position.start, None
+        # Nearer to it each time: what was announced more than once lies in between.
         missing = record.position - position.last - 1
-        offset = max(start, raw.offset - missing)
-        if not 0 < missing <= MAX_REWIND or offset >= raw.offset:
-            return False
-        self._feed.add(raw.partition, offset)
-        return True
+        offset = max(position.start, raw.offset - missing)
+        if 0 < missing <= MAX_REWIND and offset < raw.offset:
+            self._feed.add(raw.partition, offset)
+            return True
+        position.start = None
+        return False
 
     def _is_new(self, record: LogRecord) -> bool:
         position = self._positions.get(record.partition)
