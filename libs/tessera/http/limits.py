@@ -94,6 +94,12 @@ class LocalRateLimits:
         # Not further than the limit itself, or a flood would lock its victim out for longer than the rate says.
         self._store(name, key, min(full_at, now + (rate.burst_count + 1) / rate.per_second))
 
+    def learn(self, name: str, key: str, seconds: float) -> None:
+        """Others have noted actions too: the bucket of `key` is full again in so many seconds, at the earliest."""
+        now = self._clock.monotonic()
+        if now + seconds > self._full_at.get((name, key), now):
+            self._store(name, key, now + seconds)
+
     def __len__(self) -> int:
         return len(self._full_at)
 

@@ -66,3 +66,14 @@ def test_nothing_per_second_is_nothing() -> None:
     limits = limits_of(FakeClock(), r=Rate(0, 5))
     with pytest.raises(LimitExceeded):
         limits.check("r", "k")
+
+
+def test_what_others_noted_is_learned_but_nothing_is_forgotten() -> None:
+    limits = LocalRateLimits(FakeClock(), {"rc_message": Rate(1, 3)})
+    limits.learn("rc_message", "@a:x", 2.5)
+    with pytest.raises(LimitExceeded) as refused:
+        limits.check("rc_message", "@a:x")
+    assert refused.value.retry_after_ms == 500
+    limits.learn("rc_message", "@a:x", 1)
+    with pytest.raises(LimitExceeded):
+        limits.check("rc_message", "@a:x")
