@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from matrixcore.identifiers import InvalidIdentifier, RoomId, ServerName, UserId, parse_user_id, server_of
 from tessera.commands import Outcome
 from tessera.fanout import Fanout
-from tessera.records import EventBody, LogRecord, RecordKind
+from tessera.records import EventBody, LogRecord, StateBody, StateMembership
 from tessera.storage import user_log, user_rooms
 from tessera.storage.database import Database
 from tessera.storage.user_rooms import MembershipChange
@@ -46,27 +46,34 @@ def changes_of_outcome(outcome: Outcome, room_id: RoomId) -> list[MembershipChan
 
 def changes_of_records(records: Sequence[LogRecord], server_name: ServerName) -> list[MembershipChange]:
     """The memberships of this server's users that records tell of."""
-    changes = []
-    for record in records:
-        if record.kind is not RecordKind.EVENT or not isinstance(record.body, EventBody):
-            continue
-        body = record.body
-        if body.membership is None or (user_id := _local_user(body.state_key, server_name)) is None:
-            continue
-        changes.append(
-            MembershipChange(
-                user_id,
-                record.room_id,
-                body.membership,
-                body.event_id,
-                body.sender,
-                record.partition,
-                record.incarnation,
-                record.position,
-                body.stripped_state,
-            )
+    return [
+        MembershipChange(
+            one.user_id,
+            record.room_id,
+            one.membership,
+            one.event_id,
+            one.sender,
+            record.partition,
+            record.incarnation,
+            record.position,
+            one.stripped_state,
         )
-    return changes
+        for record in records
+        for one in memberships_of(record, server_name)
+    ]
+
+
+def memberships_of(record: LogRecord, server_name: ServerName) -> Sequence[StateMembership]:
+    """What one record made of this server's users: an event of one of them, or what a resolution changed."""
+    body = record.body
+    if isinstance(body, StateBody):
+        return body.memberships
+    if not isinstance(body, EventBody) or body.membership is None:
+        return ()
+    user_id = _local_user(body.state_key, server_name)
+    if user_id is None:
+        return ()
+    return (StateMembership(user_id, body.membership, body.event_id, body.sender, body.stripped_state),)
 
 
 def _local_user(state_key: str | None, server_name: ServerName) -> UserId | None:

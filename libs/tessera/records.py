@@ -90,11 +90,26 @@ class EventBody:
 
 
 @dataclass(frozen=True, slots=True)
+class StateMembership:
+    """The membership that a STATE record gave one of this server's users."""
+
+    user_id: UserId
+    membership: str  # "leave" where the member event is gone
+    event_id: EventId  # of the member event; where it is gone, of the one that stood there
+    sender: UserId
+    stripped_state: bytes | None = None  # JSON array, of an invite or knock
+
+
+@dataclass(frozen=True, slots=True)
 class StateBody:
-    """Current state changed without a timeline event: (type, state key, new event or None if it is gone)."""
+    """Current state changed without a timeline event: (type, state key, new event or None if it is gone).
+
+    `memberships` are those of local users among the changes, so that nobody has to read them back.
+    """
 
     changes: tuple[tuple[str, str, EventId | None], ...]
     staged: str | None = None  # names the data of a bulk change in storage
+    memberships: tuple[StateMembership, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +181,8 @@ class PartitionBatch:
 def encode_body(body: RecordBody) -> bytes | None:
     """The stored and transported form of a body that is not an event; None for None."""
     match body:
-        case StateBody(changes, staged):
-            return orjson.dumps([changes, staged])
+        case StateBody(changes, staged, memberships):
+            return orjson.dumps([changes, staged, [_state_membership_fields(one) for one in memberships]])
         case RedactionBody(event_id, redaction_id, client, order):
             return orjson.dumps([event_id, redaction_id, client.decode(), list(order)])
         case ReceiptsBody(receipts):
@@ -187,7 +202,7 @@ def decode_body(kind: RecordKind, data: bytes | None) -> RecordBody:
         case RecordKind.EVENT:
             return _decode_event(value)
         case RecordKind.STATE:
-            return StateBody(tuple((t, k, e) for t, k, e in value[0]), value[1])
+            return _decode_state(value)
         case RecordKind.REDACTION_APPLIED:
             return RedactionBody(value[0], value[1], value[2].encode(), OrderKey(*value[3]))
         case RecordKind.RECEIPTS:
@@ -268,6 +283,19 @@ def decode_batch(data: bytes) -> PartitionBatch:
     """The inverse of encode_batch, every body parsed."""
     head, bodies = split_batch(data)
     return PartitionBatch(head[1], head[2], head[3], head[4], tuple(decode_record(body) for body in bodies))
+
+
+def _state_membership_fields(one: StateMembership) -> list[str | None]:
+    stripped = None if one.stripped_state is None else one.stripped_state.decode()
+    return [one.user_id, one.membership, one.event_id, one.sender, stripped]
+
+
+def _decode_state(value: list[Any]) -> StateBody:
+    memberships = tuple(
+        StateMembership(user_id, membership, event_id, sender, None if stripped is None else stripped.encode())
+        for user_id, membership, event_id, sender, stripped in value[2]
+    )
+    return StateBody(tuple((t, k, e) for t, k, e in value[0]), value[1], memberships)
 
 
 def _encode_event(body: EventBody) -> bytes:

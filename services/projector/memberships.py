@@ -7,7 +7,7 @@ from matrixcore.identifiers import ServerName
 from services.projector.consumer import AfterCommit
 from tessera.fanout import Fanout
 from tessera.memberships import changes_of_records
-from tessera.records import EventBody, LogRecord
+from tessera.records import EventBody, LogRecord, StateBody
 from tessera.storage import user_log, user_rooms
 from tessera.storage.database import Transaction
 
@@ -22,8 +22,14 @@ class MembershipStep:
     server_name: ServerName
 
     def concerns(self, record: LogRecord) -> bool:
-        """Only member events move memberships."""
-        return isinstance(record.body, EventBody) and record.body.membership is not None
+        """Member events move memberships, and what a resolution changes without an event."""
+        match record.body:
+            case EventBody(membership=membership):
+                return membership is not None
+            case StateBody(memberships=memberships):
+                return bool(memberships)
+            case _:
+                return False
 
     async def prepare(self, records: Sequence[LogRecord]) -> None:
         """Nothing: the records say it all."""

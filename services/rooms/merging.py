@@ -15,7 +15,7 @@ from services.rooms.redacting import apply_redaction
 from services.rooms.room_past import RoomPast, State, changed, difference
 from services.rooms.room_work import MEMBER, RoomWork, local_user
 from tessera.commands import MembershipDelta
-from tessera.records import RecordKind, StateBody
+from tessera.records import RecordKind, StateBody, StateMembership
 from tessera.storage.state_loading import encode_delta
 
 LoadState = Callable[[Iterable[StateKey]], Awaitable[None]]
@@ -97,7 +97,7 @@ async def place_judged(
             server_name,
             sender_device=sender_device,
             txn_id=txn_id,
-            forked=bool(difference(current, before)),
+            forked=bool(difference(current, before)) or (event.state_key is not None and not wins),
             becomes_current=wins,
             visibility=parse_history_visibility(content.get("history_visibility")),
             redacted_by=redacted_by,
@@ -123,22 +123,31 @@ async def _change_state(
     if not delta:
         return
     events = await past.find_events(event_id for event_id in delta.values() if event_id is not None)
-    body = StateBody(tuple((*key, event_id) for key, event_id in sorted(delta.items())))
-    position = work.record(RecordKind.STATE, body)
+    position = work.partition.position + 1
     replaced = {key: work.state(key) for key in delta}
     for key, event_id in delta.items():
         work.set_state(key, None if event_id is None else events[event_id], position)
-    for key, before in replaced.items():
-        after = work.state(key)
-        if key[0] != MEMBER:
-            continue
-        if after is not None:
-            note_membership(work, after, before, position, server_name)
-        elif before is not None and (user_id := local_user(key[1], server_name)) is not None:
-            was = before.membership or "leave"
-            work.memberships.append(
-                MembershipDelta(user_id, "leave", before.event_id, before.sender, position, None, was)
-            )
+    noted = len(work.memberships)
+    for key, before in sorted(replaced.items()):
+        if key[0] == MEMBER:
+            _note_changed_membership(work, key[1], before, position, server_name)
+    memberships = tuple(
+        StateMembership(one.user_id, one.membership, one.event_id, one.sender, one.stripped_state)
+        for one in work.memberships[noted:]
+    )
+    changes = tuple((*key, event_id) for key, event_id in sorted(delta.items()))
+    work.record(RecordKind.STATE, StateBody(changes, None, memberships))
+
+
+def _note_changed_membership(
+    work: RoomWork, user: str, before: Event | None, position: int, server_name: ServerName
+) -> None:
+    after = work.state((MEMBER, user))
+    if after is not None:
+        note_membership(work, after, before, position, server_name)
+    elif before is not None and (user_id := local_user(user, server_name)) is not None:
+        was = before.membership or "leave"
+        work.memberships.append(MembershipDelta(user_id, "leave", before.event_id, before.sender, position, None, was))
 
 
 async def _keep_state_before(work: RoomWork, past: RoomPast, event: Event, judged: Judged) -> None:

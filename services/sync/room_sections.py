@@ -2,8 +2,9 @@
 
 Everything comes from the caller's one snapshot; a dozen statements at most, whatever the number of rooms.
 
-Where state was resolved without an event (a room that forked), `state` carries the result, but a client applies
-the timeline after it; `state_after` has no such doubt.
+Where a room forked, state changes without an event of the timeline, and an event of the timeline may not be the
+state's. A client that is told `state` applies the timeline after it, so the timeline then begins above the last event
+that would mislead it; `state_after` has no such doubt. That a key has lost its event, neither has words for.
 
 Spec: C-S API §Syncing.
 """
@@ -71,6 +72,7 @@ class _Room:
     events: list[EventRow] = field(default_factory=list)
     limited: bool = False
     state: dict[tuple[str, str], EventRow] = field(default_factory=dict)
+    changed: dict[tuple[str, str], EventId] = field(default_factory=dict)  # from the timeline's beginning to the end
     heroes: list[UserId] | None = None
     with_summary: bool = False
 
@@ -218,8 +220,16 @@ class ShardReader:
 
     async def _read_states(self) -> None:
         """State before the timeline, or after it for clients that want that."""
+        await self._read_states_of(self._rooms)
+        if self._request.use_state_after:
+            return
+        cut = {room_id: room for room_id, room in self._rooms.items() if _begin_above_misleading(room)}
+        if cut:
+            await self._read_states_of(cut)
+
+    async def _read_states_of(self, rooms: Mapping[RoomId, _Room]) -> None:
         after_timeline = self._request.use_state_after
-        complete = {room_id: room for room_id, room in self._rooms.items() if room.is_fresh or self._request.full_state}
+        complete = {room_id: room for room_id, room in rooms.items() if room.is_fresh or self._request.full_state}
         with_members = not self._request.filter.lazy_load_members
         if complete:
             spans = {
@@ -232,31 +242,34 @@ class ShardReader:
         if not after_timeline:
             gaps = {
                 room_id: (room.floor, room.start)
-                for room_id, room in self._rooms.items()
+                for room_id, room in rooms.items()
                 if room.limited and room_id not in complete
             }
             if gaps:
                 for room_id, changes in (await sync_reads.list_state_changes(self._tx, gaps)).items():
-                    self._rooms[room_id].state = {_key(one): one.event for one in changes}
-        await self._read_unexplained(complete)
+                    rooms[room_id].state = {one.key: one.event for one in changes if one.event is not None}
+        await self._read_unexplained({room_id: room for room_id, room in rooms.items() if room_id not in complete})
 
-    async def _read_unexplained(self, complete: Mapping[RoomId, _Room]) -> None:
+    async def _read_unexplained(self, rooms: Mapping[RoomId, _Room]) -> None:
         """Changes up to the end that no event of the timeline tells; with state_after all changes."""
         after_timeline = self._request.use_state_after
         spans = {
             room_id: (room.start.anchor - 1 if room.limited and not after_timeline else room.floor, room.end)
-            for room_id, room in self._rooms.items()
-            if room_id not in complete
+            for room_id, room in rooms.items()
         }
         if spans:
             for room_id, changes in (await sync_reads.list_state_changes(self._tx, spans)).items():
-                self._take_unexplained(self._rooms[room_id], changes)
+                self._take_unexplained(rooms[room_id], changes)
 
     def _take_unexplained(self, room: _Room, changes: Sequence[StateRow]) -> None:
         """Of each key only the newest of `changes` counts, which come in order."""
         told = frozenset() if self._request.use_state_after else frozenset(row.event_id for row in room.events)
-        for key, event in {_key(change): change.event for change in changes}.items():
-            if event.event_id not in told:
+        newest = {change.key: change.event for change in changes}
+        room.changed = {key: event.event_id for key, event in newest.items() if event is not None}
+        for key, event in newest.items():
+            if event is None:
+                room.state.pop(key, None)
+            elif event.event_id not in told:
                 room.state[key] = event
 
     async def _read_summaries(self) -> None:
@@ -409,13 +422,22 @@ class ShardReader:
         return came, went
 
 
+def _begin_above_misleading(room: _Room) -> bool:
+    """Let the timeline begin where its state events are those of the room's state; False if it does already."""
+    newest = {(row.type, row.state_key): at for at, row in enumerate(room.events) if row.state_key is not None}
+    misleading = [
+        at for key, at in newest.items() if room.changed.get((key[0], key[1] or "")) != room.events[at].event_id
+    ]
+    if not misleading:
+        return False
+    room.events = room.events[max(misleading) + 1 :]
+    room.limited = True
+    return True
+
+
 def _allows(wanted: RoomEventFilter, room_id: RoomId, row: EventRow) -> bool:
     content = orjson.loads(row.pdu)["content"] if wanted.contains_url is not None else {}
     return wanted.allows_event(row.type, row.sender, room_id, content)
-
-
-def _key(change: StateRow) -> tuple[str, str]:
-    return change.event.type, change.event.state_key or ""
 
 
 def _summary(room: _Room) -> Json:

@@ -26,7 +26,7 @@ from services.sync.user_states import MAX_POLLS_PER_USER, Poll, UserState, UserS
 from tessera.clock import Clock
 from tessera.fanout import DeviceWake, Fanout, PresenceChange, Subscriber, Subscription, TypingChange
 from tessera.http.errors import LimitExceeded
-from tessera.records import EventBody, LogRecord
+from tessera.records import EventBody, LogRecord, StateBody
 from tessera.storage import device_changes, sync_reads, to_device
 from tessera.storage.database import Database, DatabaseUnavailable
 from tessera.storage.device_changes import DeviceChangeRow
@@ -213,11 +213,17 @@ class SyncInstance:
     def _on_record(self, tail: RoomTail, record: LogRecord) -> None:
         """Note a leave that the user log does not have yet: nothing after it is for the user."""
         body = record.body
-        if not isinstance(body, EventBody) or body.type != _MEMBER or body.membership == "join":
+        if isinstance(body, StateBody):
+            gone = [one.user_id for one in body.memberships if one.membership != "join"]
+        # Without a membership a member event lost to another one, and changed nothing.
+        elif isinstance(body, EventBody) and body.type == _MEMBER and body.membership not in ("join", None):
+            gone = [UserId(body.state_key or "")]
+        else:
             return
-        state = self.users.find(UserId(body.state_key or ""))
-        if state is not None and state in tail.users:
-            state.cuts.setdefault(tail.room_id, record.position)
+        for user_id in gone:
+            state = self.users.find(user_id)
+            if state is not None and state in tail.users:
+                state.cuts.setdefault(tail.room_id, record.position)
 
     def _on_reset(self) -> None:
         self.feed.on_reset()

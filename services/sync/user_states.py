@@ -8,7 +8,7 @@ Spec: DESIGN.md section 5.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import orjson
@@ -302,7 +302,7 @@ class UserStates:
             state.log_head = state.log_floor = overview.log_head
             state.heard_head = max(state.heard_head, overview.log_head)
             self._take_settings(state, overview)
-            await self._enter(state, [room.room_id for room in rooms])
+            await self._enter(state, {room.room_id: room.position for room in rooms})
             # Now that the state is among its rooms' users, it is told everything that comes above.
             state.device_floor, state.presence_floor = self.devices_head, self.presence_count
         except BaseException:
@@ -325,16 +325,16 @@ class UserStates:
             async with self._accounts.reading() as tx:
                 self._take_settings(state, await sync_accounts.find_overview(tx, state.user_id))
             state.unread.clear()
-        memberships: dict[RoomId, str] = {}
+        memberships: dict[RoomId, tuple[str, int]] = {}
         for entry in entries:
             if entry.kind == UserLogKind.MEMBERSHIP and entry.body is not None:
-                memberships[RoomId(entry.room_id)] = orjson.loads(entry.body)["membership"]
-        entered = [room_id for room_id, membership in memberships.items() if membership == "join"]
-        if entered:
-            await self._enter(state, entered)
-        for room_id, membership in memberships.items():
-            if membership != "join":
-                self._leave(state, room_id)
+                body = orjson.loads(entry.body)
+                memberships[RoomId(entry.room_id)] = (body["membership"], body["position"])
+        joined = {room_id: position for room_id, (membership, position) in memberships.items() if membership == "join"}
+        if joined:
+            await self._enter(state, joined)
+        for room_id in memberships.keys() - joined.keys():
+            self._leave(state, room_id)
         for entry in entries:
             self._note(state, entry)
         state.entries.extend(entries)
@@ -355,8 +355,9 @@ class UserStates:
                 if poll.device_id == entry.key:
                     poll.ended = True
 
-    async def _enter(self, state: UserState, room_ids: Collection[RoomId]) -> None:
-        partitions = {room_id: self._shards.partition_of(room_id) for room_id in room_ids}
+    async def _enter(self, state: UserState, joined: Mapping[RoomId, int]) -> None:
+        """Follow rooms that the user's log has the user in, from these positions on."""
+        partitions = {room_id: self._shards.partition_of(room_id) for room_id in joined}
         await self._feed.follow(set(partitions.values()))
         for room_id, partition in partitions.items():
             tail = self._tails.ensure(room_id, partition, self._feed.heads[partition].position)
@@ -364,17 +365,17 @@ class UserStates:
             state.joined[room_id] = tail
         state.partitions = frozenset(tail.partition for tail in state.joined.values())
         # After the tails began: a leave is either seen here or goes by in the tail.
-        for shard, group in self._shards.group_rooms(room_ids).items():
+        for shard, group in self._shards.group_rooms(joined).items():
             async with self._shards.databases[shard].reading() as tx:
-                own_rooms = await sync_reads.list_own_rooms(tx, state.user_id, group)
+                own_rooms = await sync_reads.list_own_rooms(tx, state.user_id, {one: joined[one] for one in group})
             for own in own_rooms:
                 tail = state.joined[own.room_id]
                 if own.last_position <= tail.floor and not tail.records:
                     tail.counters = (own.notify, own.highlight)
-                if own.membership != "join":
-                    state.cuts[own.room_id] = own.changed_at
-                else:
-                    state.cuts.pop(own.room_id, None)
+                if own.left_at is not None:
+                    state.cuts[own.room_id] = own.left_at
+                elif state.cuts.get(own.room_id, 0) < joined[own.room_id]:
+                    state.cuts.pop(own.room_id, None)  # of an earlier stay
 
     def _leave(self, state: UserState, room_id: RoomId) -> None:
         tail = state.joined.pop(room_id, None)

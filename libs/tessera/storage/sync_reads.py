@@ -8,7 +8,7 @@ Spec: C-S API §Syncing; DESIGN.md section 5.
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matrixcore.identifiers import EventId, RoomId, UserId
 from tessera.records import OrderKey
@@ -48,15 +48,10 @@ class SyncRoom(NamedTuple):
 
 
 class StateRow(NamedTuple):
-    """A state event that became current at `changed_at`; `in_timeline` if it did so by its own arrival."""
+    """A change of current state: the event that a key got, None where a resolution took it away."""
 
-    changed_at: OrderKey
-    event: EventRow
-
-    @property
-    def in_timeline(self) -> bool:
-        """Whether the event's own place in the room explains the change."""
-        return self.event.anchor is not None and self.event.order == self.changed_at
+    key: tuple[str, str]
+    event: EventRow | None
 
 
 class ReceiptRow(NamedTuple):
@@ -127,16 +122,18 @@ WITH wanted AS MATERIALIZED (
     SELECT w.room_id, w.anchor, w.sub, w.up_to, h.type, h.state_key, h.event_id, h.anchor AS changed_anchor,
            h.sub AS changed_sub
     FROM wanted w JOIN rooms.state_history h ON h.room_id = w.room_id AND (h.anchor, h.sub) > (w.anchor, w.sub)
-    WHERE $4 OR h.type <> 'm.room.member'
 ), chosen AS (
-    SELECT c.room_id, c.event_id, NULL::bigint AS changed_anchor, NULL::integer AS changed_sub
+    SELECT c.room_id, c.event_id, NULL::bigint AS changed_anchor, NULL::integer AS changed_sub, NULL::text AS type,
+           NULL::text AS state_key
     FROM wanted w JOIN rooms.current_state c ON c.room_id = w.room_id
     WHERE ($4 OR c.type <> 'm.room.member') AND NOT EXISTS (
         SELECT FROM later l WHERE l.room_id = c.room_id AND l.type = c.type AND l.state_key = c.state_key
     )
     UNION ALL
-    SELECT l.room_id, before.event_id, NULL, NULL
-    FROM (SELECT DISTINCT room_id, anchor, sub, type, state_key FROM later) l
+    SELECT l.room_id, before.event_id, NULL, NULL, NULL, NULL
+    FROM (
+        SELECT DISTINCT room_id, anchor, sub, type, state_key FROM later WHERE $4 OR type <> 'm.room.member'
+    ) l
     CROSS JOIN LATERAL (
         SELECT h.event_id FROM rooms.state_history h
         WHERE h.room_id = l.room_id AND h.type = l.type AND h.state_key = l.state_key
@@ -144,10 +141,12 @@ WITH wanted AS MATERIALIZED (
         ORDER BY h.anchor DESC, h.sub DESC LIMIT 1
     ) before
     UNION ALL
-    SELECT l.room_id, l.event_id, l.changed_anchor, l.changed_sub FROM later l WHERE l.changed_anchor <= l.up_to
+    SELECT l.room_id, l.event_id, l.changed_anchor, l.changed_sub, l.type, l.state_key
+    FROM later l WHERE l.changed_anchor <= l.up_to
 )
-SELECT e.room_id, chosen.changed_anchor, chosen.changed_sub, {EVENT_COLUMNS}
-FROM chosen JOIN rooms.events e ON e.room_id = chosen.room_id AND e.event_id = chosen.event_id {EVENT_JOINS}
+SELECT chosen.room_id, chosen.type, chosen.state_key, {EVENT_COLUMNS}
+FROM chosen LEFT JOIN rooms.events e ON e.room_id = chosen.room_id AND e.event_id = chosen.event_id {EVENT_JOINS}
+WHERE e.event_id IS NOT NULL OR chosen.type IS NOT NULL
 ORDER BY chosen.changed_anchor NULLS FIRST, chosen.changed_sub
 """  # noqa: S608
 
@@ -164,15 +163,15 @@ JOIN rooms.events e ON e.room_id = w.room_id AND e.event_id = s.event_id {EVENT_
 """  # noqa: S608
 
 _STATE_CHANGES = f"""
-SELECT s.room_id, s.changed_anchor, s.changed_sub, {EVENT_COLUMNS}
+SELECT s.room_id, s.type, s.state_key, {EVENT_COLUMNS}
 FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::integer[]) AS w (room_id, after, up_to, up_to_sub)
 CROSS JOIN LATERAL (
-    SELECT DISTINCT ON (h.type, h.state_key) h.room_id, h.event_id, h.anchor AS changed_anchor, h.sub AS changed_sub
+    SELECT DISTINCT ON (h.type, h.state_key) h.room_id, h.type, h.state_key, h.event_id
     FROM rooms.state_history h
     WHERE h.room_id = w.room_id AND h.anchor > w.after AND (h.anchor, h.sub) <= (w.up_to, w.up_to_sub)
     ORDER BY h.type, h.state_key, h.anchor DESC, h.sub DESC
 ) s
-JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id {EVENT_JOINS}
+LEFT JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id {EVENT_JOINS}
 """  # noqa: S608
 
 _RECEIPTS = """
@@ -196,12 +195,17 @@ CROSS JOIN LATERAL (
 ORDER BY w.room_id, m.membership NOT IN ('join', 'invite'), m.anchor, m.sub
 """
 
+# Out of the history, as a resolution may have taken the member event away.
 _OWN_ROOMS = """
-SELECT r.room_id, coalesce(s.membership, 'leave'), coalesce(s.anchor, 0), r.last_position, r.notify_count,
-       r.highlight_all_count
-FROM rooms.rooms r
-LEFT JOIN rooms.current_state s ON s.room_id = r.room_id AND s.type = 'm.room.member' AND s.state_key = $1
-WHERE r.room_id = ANY($2::text[])
+SELECT r.room_id, s.anchor, r.last_position, r.notify_count, r.highlight_all_count
+FROM unnest($2::text[], $3::bigint[]) AS w (room_id, joined_at)
+JOIN rooms.rooms r ON r.room_id = w.room_id
+LEFT JOIN LATERAL (
+    SELECT h.anchor FROM rooms.state_history h
+    WHERE h.room_id = r.room_id AND h.type = 'm.room.member' AND h.state_key = $1 AND h.anchor > w.joined_at
+      AND h.membership IS DISTINCT FROM 'join'
+    ORDER BY h.anchor, h.sub LIMIT 1
+) s ON true
 """
 
 _SHARED_ROOMS = """
@@ -274,11 +278,10 @@ JOIN rooms.events e ON e.room_id = w.room_id AND e.event_id = w.event_id {EVENT_
 
 
 class OwnRoom(NamedTuple):
-    """A room as it is now: the user's membership with the position that set it, and counters at `last_position`."""
+    """A room as it is now, with its counters at `last_position`; where the user's stay ended, if it did."""
 
     room_id: RoomId
-    membership: str
-    changed_at: int
+    left_at: int | None
     last_position: int
     notify: int
     highlight: int
@@ -368,7 +371,7 @@ async def list_states(
 
     Args:
         spans: room -> (point, anchor up to which changes are told).
-        with_members: whether member events are read at all.
+        with_members: whether the state has member events; the changes do.
     """
     found: dict[RoomId, tuple[list[EventRow], list[StateRow]]] = {room_id: ([], []) for room_id in spans}
     points = [span[0] for span in spans.values()]
@@ -385,7 +388,7 @@ async def list_states(
         if row[1] is None:
             state.append(EventRow(*row[3:]))
         else:
-            changes.append(StateRow(OrderKey(row[1], row[2]), EventRow(*row[3:])))
+            changes.append(_state_row(row))
     return found
 
 
@@ -407,7 +410,7 @@ async def list_members_at(
 async def list_state_changes(
     tx: Transaction, spans: Mapping[RoomId, tuple[int, OrderKey]]
 ) -> dict[RoomId, list[StateRow]]:
-    """For each state key the newest change in after < key <= up_to; keys that a resolution removed are left out."""
+    """For each state key the newest change in after < key <= up_to."""
     found: dict[RoomId, list[StateRow]] = {room_id: [] for room_id in spans}
     rows = await tx.fetch(
         _STATE_CHANGES,
@@ -417,8 +420,12 @@ async def list_state_changes(
         [span[1].sub for span in spans.values()],
     )
     for row in rows:
-        found[row[0]].append(StateRow(OrderKey(row[1], row[2]), EventRow(*row[3:])))
+        found[row[0]].append(_state_row(row))
     return found
+
+
+def _state_row(row: Sequence[Any]) -> StateRow:
+    return StateRow((row[1], row[2]), None if row[3] is None else EventRow(*row[3:]))
 
 
 async def list_receipts(tx: Transaction, after: Mapping[RoomId, int]) -> dict[RoomId, list[ReceiptRow]]:
@@ -442,9 +449,13 @@ async def list_heroes(
     return found
 
 
-async def list_own_rooms(tx: Transaction, user_id: UserId, room_ids: Collection[RoomId]) -> list[OwnRoom]:
-    """The rooms that exist here, with the user's current membership and the counters of the main timeline."""
-    return [OwnRoom(*row) for row in await tx.fetch(_OWN_ROOMS, user_id, list(room_ids))]
+async def list_own_rooms(tx: Transaction, user_id: UserId, joined: Mapping[RoomId, int]) -> list[OwnRoom]:
+    """The rooms that exist here, with the counters of the main timeline.
+
+    Args:
+        joined: room -> position of the user's join; the first leave above it ends the stay.
+    """
+    return [OwnRoom(*row) for row in await tx.fetch(_OWN_ROOMS, user_id, list(joined), list(joined.values()))]
 
 
 async def list_joined_among(tx: Transaction, room_ids: Collection[RoomId], user_ids: Collection[UserId]) -> set[UserId]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 from seeded_rooms import ALICE, BOB, ROOM, SERVER, SeededRoom
 
-from matrixcore.identifiers import UserId
+from matrixcore.identifiers import EventId, UserId
 from services.projector import directory as directory_step
 from services.projector.consumer import RecordConsumer
 from services.projector.directory import DirectoryStep
@@ -14,7 +14,7 @@ from services.projector.memberships import CONSUMER, MembershipStep
 from tessera.bus import LocalRecordBus
 from tessera.clock import FakeClock
 from tessera.fanout import LocalFanout
-from tessera.records import LogRecord
+from tessera.records import LogRecord, RecordKind, StateBody, StateMembership
 from tessera.storage import consumer_cursors, directory, user_log, user_rooms
 from tessera.storage.consumer_cursors import Cursor
 from tessera.storage.database import Database, Transaction
@@ -60,6 +60,28 @@ async def test_memberships_are_projected_once(
     await accounts.execute("DELETE FROM accounts.consumer_cursors")
     await memberships.catch_up()
     assert await logged(accounts, BOB) == 1
+
+
+async def test_memberships_that_a_resolution_changed_are_projected(
+    memberships: RecordConsumer, room: SeededRoom, accounts: Database, shards: RoomShards, bus: LocalRecordBus
+) -> None:
+    await room.member(BOB, "join")
+    running = asyncio.create_task(memberships.run())
+    partition = shards.partition_of(ROOM)
+    try:
+        await eventually(lambda: rooms_of(accounts, BOB), [("join", 3)])
+        gone = StateMembership(BOB, "leave", EventId("$joined"), BOB)
+        changed = StateBody((("m.room.member", BOB, None),), None, (gone,))
+        nobody = StateBody((("m.room.topic", "", None),))
+        records = [
+            LogRecord(1, partition, position, ROOM, position - 1, RecordKind.STATE, body)
+            for position, body in ((4, changed), (5, nobody))
+        ]
+        assert [memberships.step.concerns(record) for record in records] == [True, False]
+        await bus.announce(partition, records)
+        await eventually(lambda: rooms_of(accounts, BOB), [("leave", 4)])
+    finally:
+        running.cancel()
 
 
 async def test_what_the_topic_lost_comes_from_postgresql(

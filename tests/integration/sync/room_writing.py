@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from forked_rooms import Dag
+
 from matrixcore.event_building import build_event
 from matrixcore.identifiers import EventId, RoomId, ServerName, UserId
 from matrixcore.room_versions import ROOM_VERSIONS
@@ -16,13 +18,24 @@ from matrixcore.signing import SigningKey
 from services.rooms.service import RoomWriter
 from tessera.bus import LocalCommandBus, LocalRecordBus
 from tessera.clock import Clock
-from tessera.commands import Append, Command, CommandBody, CreateRoom, NewEvent, Outcome, OutcomeStatus, SetReceipts
+from tessera.commands import (
+    Append,
+    Command,
+    CommandBody,
+    CreateRoom,
+    NewEvent,
+    Outcome,
+    OutcomeStatus,
+    ReceivePdus,
+    SetReceipts,
+)
 from tessera.fanout import LocalFanout, ReplyAddresses
 from tessera.ids import IdSource
-from tessera.memberships import changes_of_records
-from tessera.records import LogRecord, PartitionBatch, Receipt, RecordKind
+from tessera.memberships import changes_of_records, memberships_of
+from tessera.records import LogRecord, PartitionBatch, Receipt
 from tessera.room_commands import RoomCommands
-from tessera.storage import partitions
+from tessera.storage import inbox, partitions
+from tessera.storage.inbox import NewInboxRow
 from tessera.storage.outcomes import ShardOutcomes
 from tessera.storage.shards import RoomShards
 from tessera.storage.user_rooms import MembershipChange
@@ -139,6 +152,39 @@ class WriterInHand:
         event_id = target.event.event_id
         return await self.send(room_id, sender, "m.room.redaction", {"redacts": event_id}, redacts=event_id)
 
+    async def dag(self, room_id: RoomId) -> Dag:
+        """All events of a room."""
+        return await Dag(room_id, RULES).read(self._shards.of_room(room_id))
+
+    async def fork(
+        self,
+        dag: Dag,
+        prev_event: EventId,
+        sender: UserId,
+        event_type: str,
+        content: dict[str, Any],
+        *,
+        state_key: str | None = None,
+        at_ms: int | None = None,
+    ) -> PartitionBatch:
+        """An event that another server puts on top of an older one."""
+        room_id, now_ms = dag.room_id, self._clock.now_ms()
+        event = dag.make(
+            prev_event,
+            sender,
+            event_type,
+            content,
+            state_key,
+            server=SERVER,
+            key=KEY,
+            at_ms=now_ms if at_ms is None else at_ms,
+        )
+        partition = self.rooms[room_id].partition
+        row = NewInboxRow(partition, room_id, ServerName("there.org"), event.event_id, event.pdu, now_ms)
+        async with self._shards.of_room(room_id).transaction() as tx:
+            inbox_ids = await inbox.add(tx, [row])
+        return joined_batch(partition, await self._submit(room_id, sender, ReceivePdus(tuple(inbox_ids))))
+
     async def receipt(self, room_id: RoomId, user_id: UserId, event_id: EventId) -> PartitionBatch:
         """A public receipt."""
         receipt = Receipt(user_id, "m.read", "", event_id, self._clock.now_ms())
@@ -154,8 +200,7 @@ class WriterInHand:
         batches, self._box.batches = self._box.batches, []
         for batch in batches:
             for record in batch.records:
-                if record.kind is RecordKind.EVENT and record.event.membership is not None:
-                    room.members[record.event.state_key or ""] = record.event.membership
+                room.members.update((one.user_id, one.membership) for one in memberships_of(record, SERVER))
         return batches
 
 

@@ -13,7 +13,7 @@ from matrixcore.events import Event
 from matrixcore.identifiers import RoomId
 from services.rooms import room_past
 from tessera.commands import Append, AppendPdu, NewEvent, OutcomeStatus, ReceivePdus, Unpark
-from tessera.records import LogRecord, RecordKind, StateBody, encode_record
+from tessera.records import LogRecord, RecordKind, StateBody, StateMembership, encode_record
 from tessera.storage import inbox
 
 ALL_VERSIONS = ["1", "2", "6", "10", "11", "12"]
@@ -321,6 +321,12 @@ async def test_a_local_users_membership_that_a_resolution_takes_away_is_in_the_o
         banned = await room.deliver(ban)
         assert await room.current() == room.before([invite.event_id, ban.event_id])
         assert [(d.user_id, d.membership, d.prev_membership) for d in banned.memberships] == [(BOB, "leave", "invite")]
+        (changed,) = [
+            r for records in world.published_records().values() for r in records if r.kind is RecordKind.STATE
+        ]
+        gone = StateMembership(BOB, "leave", invite.event_id, CARLA)
+        assert changed.body == StateBody((("m.room.member", BOB, None),), None, (gone,))
+        assert [d.position for d in banned.memberships] == [changed.position]
         query = "SELECT joined_count, invited_count FROM rooms.rooms WHERE room_id = $1"
         assert tuple(await world.shards.of_room(room.room_id).fetchrow(query, room.room_id)) == (1, 0)
         # The other way round the invite loses at once: it is shown to nobody, and invites nobody.
