@@ -1,4 +1,4 @@
-"""The command `tessera`: serve, run, generate-config, check-config, register-user, migrate."""
+"""The command `tessera`: serve, run, generate-config, check-config, register-user, migrate, topics."""
 
 import getpass
 import hashlib
@@ -24,11 +24,13 @@ from services.command_line import (
 )
 from services.serve import serve
 from services.stores import open_stores
+from services.topics_command import topics_command
 from tessera.config import ConfigError, Settings, generate_config
 from tessera.config.services import SERVICE_NAMES
 from tessera.service import CannotStart
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.command("topics")(topics_command)
 
 
 def main() -> None:
