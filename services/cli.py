@@ -6,9 +6,8 @@ import hmac
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import httpx
 import typer
 
 from services.command_line import (
@@ -22,13 +21,15 @@ from services.command_line import (
     set_up_logging,
     show_progress,
 )
-from services.serve import serve
-from services.stores import open_stores
 from services.topics_command import topics_command
 from tessera.config import ConfigError, Settings, generate_config
 from tessera.config.services import SERVICE_NAMES
 from tessera.service import CannotStart
 
+if TYPE_CHECKING:
+    import httpx
+
+# What a command needs is imported when it runs: each process of a cluster carries its own service only.
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.command("topics")(topics_command)
 
@@ -41,6 +42,8 @@ def main() -> None:
 @app.command("serve")
 def serve_command(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Run the whole homeserver in one process, until Ctrl-C or SIGTERM."""
+    from services.serve import serve
+
     settings = read_config(config)
     set_up_logging(settings)
 
@@ -59,7 +62,6 @@ def run_command(
     name: Annotated[str | None, typer.Option(help="of this process; default: the host's")] = None,
 ) -> None:
     """Run one service of a cluster, on Kafka, Redis and PostgreSQL, until SIGTERM."""
-    # Only now: the clients of Kafka and Redis take memory that `serve` need not spend.
     from services.run import instance_name, listeners_of, run_service
 
     known = next((known for known in SERVICE_NAMES if known == service), None)
@@ -105,6 +107,8 @@ def check_config_command(config: ConfigOption = DEFAULT_CONFIG) -> None:
 @app.command("migrate")
 def migrate_command(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Bring the databases' schemas up to date, and end."""
+    from services.stores import open_stores
+
     settings = read_config(config)
     set_up_logging(settings)
 
@@ -153,6 +157,8 @@ def _read_password(path: Path) -> str:
 
 
 def _register(server: str, secret: str, user: str, password: str, *, admin: bool) -> str:
+    import httpx
+
     url = f"{server.rstrip('/')}/_synapse/admin/v1/register"
     try:
         # The operator's own server, often with a certificate that only the outside knows.
@@ -169,7 +175,7 @@ def _register(server: str, secret: str, user: str, password: str, *, admin: bool
     return user_id
 
 
-def _answer(server: str, reply: httpx.Response) -> dict[str, Any]:
+def _answer(server: str, reply: "httpx.Response") -> dict[str, Any]:
     """The body of a success; a refusal ends the command with the server's words."""
     body: dict[str, Any] = reply.json()
     if reply.status_code != 200:

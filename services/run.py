@@ -4,17 +4,13 @@ import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import NoReturn
 
 import structlog
 
-from services.gateway.main import open_gateway
 from services.hosting import Ready, StopSignals, answer_requests, bound_listeners, hosting
-from services.media.main import open_media
-from services.projector.main import open_projector
-from services.rooms.main import open_rooms
 from services.stores import Stores, reach_stores
-from services.sync.main import open_sync
 from tessera.bus import BusUnavailable, CommandBus, RecordBus
 from tessera.bus.kafka import TopicsDisagree, open_buses
 from tessera.clock import SystemClock
@@ -39,26 +35,34 @@ log = structlog.get_logger(__name__)
 PLACEMENT_SECONDS = 5.0
 
 
+# The main modules are imported by name: a process carries its own service only, and the others' memory is spared.
 @dataclass(frozen=True, slots=True)
 class _Kind:
     """How a service is opened, and what it is without Kafka.
 
     Attributes:
+        opener: the module and the name of its context manager.
         uses_topics: whether it sends or reads anything there.
         works_without: whether it answers most requests all the same, so that it stays ready.
     """
 
-    opener: ServiceOpener
+    opener: str
     uses_topics: bool = False
     works_without: bool = True
 
+    def load(self) -> ServiceOpener:
+        """Import the main module."""
+        module, _, name = self.opener.partition(":")
+        opener: ServiceOpener = getattr(import_module(module), name)
+        return opener
+
 
 SERVICES: Mapping[ServiceName, _Kind] = {
-    "gateway": _Kind(open_gateway, uses_topics=True),
-    "rooms": _Kind(open_rooms, uses_topics=True, works_without=False),
-    "sync": _Kind(open_sync),
-    "media": _Kind(open_media),
-    "projector": _Kind(open_projector, uses_topics=True, works_without=False),
+    "gateway": _Kind("services.gateway.main:open_gateway", uses_topics=True),
+    "rooms": _Kind("services.rooms.main:open_rooms", uses_topics=True, works_without=False),
+    "sync": _Kind("services.sync.main:open_sync"),
+    "media": _Kind("services.media.main:open_media"),
+    "projector": _Kind("services.projector.main:open_projector", uses_topics=True, works_without=False),
 }
 
 
@@ -112,7 +116,7 @@ async def run_service(
         degraded: dict[str, ReadinessCheck] = {"redis": check_fanout}
         if kind.works_without:
             checks, degraded = {}, degraded | checks
-        openers = (_follow_placement, kind.opener)
+        openers = (_follow_placement, kind.load())
         hosted = await stack.enter_async_context(hosting(openers, around, checks, degraded))
         await answer_requests(hosted, settings, listeners, sockets, clock=clock, signals=signals, ready=ready)
 
