@@ -83,7 +83,7 @@ async def writer(gateway: SimpleNamespace) -> AsyncIterator[ShardWriter]:
     made = ShardWriter(
         "main",
         gateway.accounts,
-        range(gateway.shards.partitions),
+        lambda: range(gateway.shards.partitions),
         Owner("test", "test-1", None),
         signer=Signer(SERVER, KEY, gateway.ids),
         commands=gateway.bus,
