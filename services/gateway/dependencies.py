@@ -9,6 +9,7 @@ from starlette.requests import Request
 from matrixcore.identifiers import ServerName
 from matrixcore.signing import SigningKey
 from services.gateway.claimed_names import ClaimedNames
+from services.gateway.directory_rules import DirectoryRules
 from services.gateway.login_attempts import LoginAttempts
 from services.gateway.passwords import Passwords
 from services.gateway.profile_propagation import ProfilePropagator
@@ -72,7 +73,7 @@ class GatewayDeps:
     @property
     def room_maker(self) -> RoomMaker:
         """The way to make rooms."""
-        return RoomMaker(self.rooms, self.server_name, self.signing_key)
+        return RoomMaker(self.rooms, self.server_name, self.signing_key, DirectoryRules.of(self.settings))
 
 
 def gateway_of(request: Request) -> GatewayDeps:

@@ -4,6 +4,7 @@ from starlette.responses import Response
 
 from matrixcore.identifiers import InvalidIdentifier, parse_room_id
 from services.gateway.dependencies import GatewayDep
+from services.gateway.directory_rules import DirectoryRules
 from services.gateway.path_identifiers import alias_of, room_id_of
 from services.gateway.room_access import require_view
 from services.gateway.room_changes import session_of
@@ -26,7 +27,8 @@ async def set_room_alias(
         room_id = parse_room_id(body.get("room_id"))
     except InvalidIdentifier as error:
         raise InvalidParam(f"room_id: {error}") from error
-    await create_alias(gateway.rooms, gateway.server_name, alias, room_id, requester.user_id)
+    rules = DirectoryRules.of(gateway.settings)
+    await create_alias(gateway.rooms, gateway.server_name, alias, room_id, requester.user_id, rules)
     return json_reply({})
 
 

@@ -3,13 +3,15 @@
 from typing import Annotated, Any
 
 from fastapi import Query
+from starlette.requests import Request
 from starlette.responses import Response
 
 from services.gateway.dependencies import GatewayDep, GatewayDeps
+from services.gateway.directory_rules import DirectoryRules
 from services.gateway.optional_body import OptionalJsonObject
 from services.gateway.path_identifiers import room_id_of
 from services.gateway.room_directory import list_public_rooms, set_visibility
-from services.gateway.routing import CurrentRequester, client_router
+from services.gateway.routing import CurrentRequester, client_router, requester_of
 from tessera.http.errors import BadJson, InvalidParam, NotFound
 from tessera.http.replies import json_reply
 from tessera.storage import directory
@@ -46,6 +48,7 @@ async def set_room_visibility_on_directory(
         gateway.rooms,
         room_id_of(room_id),
         requester.user_id,
+        DirectoryRules.of(gateway.settings),
         published=visibility == "public",
         is_admin=requester.is_admin,
     )
@@ -54,12 +57,15 @@ async def set_room_visibility_on_directory(
 
 @router.get("/publicRooms")
 async def get_public_rooms(
+    request: Request,
     gateway: GatewayDep,
     limit: Annotated[int, Query(ge=0)] = DEFAULT_LIMIT,
     since: str | None = None,
     server: str | None = None,
 ) -> Response:
-    """The directory, page by page. Needs no access token."""
+    """The directory, page by page. Who has no access token sees it if the operator lets everybody."""
+    if not gateway.settings.allow_public_rooms_without_auth:
+        await requester_of(request)
     _check_server(gateway, server)
     return json_reply(await list_public_rooms(gateway.rooms, limit=limit, since=since))
 

@@ -3,7 +3,7 @@
 Spec: C-S API §Creation; DESIGN.md section 3 (createRoom is one compound command).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -12,6 +12,7 @@ from matrixcore.events import Event, InvalidEvent
 from matrixcore.identifiers import EventId, RoomAlias, RoomId, ServerName, UserId, server_of
 from matrixcore.room_versions import EventIdFormat
 from matrixcore.signing import SigningKey
+from services.gateway.directory_rules import DirectoryRules
 from services.gateway.member_profiles import load_invitees
 from services.gateway.new_room import NewRoom, create_content, first_events
 from services.gateway.room_changes import RoomChanges, Session
@@ -35,6 +36,7 @@ class RoomMaker:
     changes: RoomChanges
     server_name: ServerName
     signing_key: SigningKey
+    rules: DirectoryRules = field(default_factory=DirectoryRules)
 
     async def create(self, session: Session, room: NewRoom) -> RoomId:
         """Make the room, all of it or none, and answer its ID.
@@ -42,7 +44,7 @@ class RoomMaker:
         Raises:
             InvalidRoomRequest: the creation content is none.
             MatrixError: the alias is taken (400 M_ROOM_IN_USE), the state does not hold together (400
-                M_INVALID_ROOM_STATE), an invitee cannot be invited.
+                M_INVALID_ROOM_STATE), an invitee cannot be invited, the operator's rules forbid alias or directory.
         """
         content = create_content(room)
         for invitee in room.invitees:
@@ -70,6 +72,11 @@ class RoomMaker:
     ) -> RoomId:
         for shift in range(MAX_SHIFTS):
             create = self._build_create_event(room, content, self.changes.clock.now_ms() + shift)
+            if room.alias is not None:
+                self.rules.check_alias(room.creator, create.room_id, room.alias)
+            if room.is_public:
+                names = () if room.alias is None else (room.alias,)
+                self.rules.check_publication(room.creator, create.room_id, names)
             body = CreateRoom(room.rules.version, create.pdu, events, session.device_id)
             try:
                 await self.changes.submit(create.room_id, room.creator, body)

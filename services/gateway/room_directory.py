@@ -13,6 +13,7 @@ import structlog
 from matrixcore.events import load_event
 from matrixcore.identifiers import InvalidIdentifier, RoomAlias, RoomId, ServerName, UserId, parse_room_alias, server_of
 from matrixcore.power_levels import PowerLevels
+from services.gateway.directory_rules import DirectoryRules
 from services.gateway.room_access import RoomView, require_joined
 from services.gateway.room_changes import RoomChanges, Session
 from tessera.commands import NewEvent
@@ -46,17 +47,24 @@ async def resolve_alias(changes: RoomChanges, server_name: ServerName, alias: Ro
 
 
 async def create_alias(
-    changes: RoomChanges, server_name: ServerName, alias: RoomAlias, room_id: RoomId, user_id: UserId
+    changes: RoomChanges,
+    server_name: ServerName,
+    alias: RoomAlias,
+    room_id: RoomId,
+    user_id: UserId,
+    rules: DirectoryRules,
 ) -> None:
     """Let a new alias of this server lead to a room that the user is joined to.
 
     Raises:
         MatrixError: the alias is taken (409), or of another server.
+        Forbidden: the operator does not let the user make it.
     """
     if server_of(alias) != server_name:
         raise InvalidParam(f"the alias must end with :{server_name}")
     async with changes.shards.of_room(room_id).reading() as tx:
         await require_joined(tx, room_id, user_id)
+    rules.check_alias(user_id, room_id, alias)
     async with changes.accounts.transaction() as tx:
         added = await aliases.add_alias(tx, alias, room_id, user_id, now_ms=changes.clock.now_ms())
     if not added:
@@ -102,7 +110,7 @@ def without_alias(content: Mapping[str, Any], alias: RoomAlias) -> dict[str, Any
 
 
 async def set_visibility(
-    changes: RoomChanges, room_id: RoomId, user_id: UserId, *, published: bool, is_admin: bool
+    changes: RoomChanges, room_id: RoomId, user_id: UserId, rules: DirectoryRules, *, published: bool, is_admin: bool
 ) -> None:
     """Publish a room in the directory or take it out: for those who may set its canonical alias.
 
@@ -116,6 +124,10 @@ async def set_visibility(
         if not is_admin:
             view = await require_joined(tx, room_id, user_id)
             await require_power(tx, view, "m.room.canonical_alias")
+    if published:
+        async with changes.accounts.reading() as tx:
+            names = [bound.alias for bound in await aliases.list_aliases(tx, room_id)]
+        rules.check_publication(user_id, room_id, names)
     await publish_room(changes, room_id, published=published)
 
 
