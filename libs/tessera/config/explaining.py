@@ -1,7 +1,9 @@
 """From what pydantic found to what an operator can mend: the path, the reason, the nearest valid name."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from types import UnionType
+from typing import Annotated, Union, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -60,17 +62,19 @@ def keys_of(name: str, field: FieldInfo) -> list[str]:
 
 def holds_secret(field: FieldInfo) -> bool:
     """Whether the field is a secret, which may stand in a file of its own."""
-    return field.annotation is SecretStr or SecretStr in _parts(field.annotation)
+    return SecretStr in _alternatives(field.annotation)
 
 
-def _parts(annotation: object) -> tuple[object, ...]:
-    # `SecretStr | None`, and no deeper: not the values of a mapping.
-    if getattr(annotation, "__origin__", None) is not None and not hasattr(annotation, "__metadata__"):
-        return ()
-    found: tuple[object, ...] = ()
-    for part in getattr(annotation, "__args__", ()):
-        found += (part, *_parts(part)) if hasattr(part, "__metadata__") else (part,)
-    return found
+def _alternatives(annotation: object) -> Iterator[object]:
+    """What a value may be: through Annotated and unions, and no deeper; not the values of a mapping."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _alternatives(get_args(annotation)[0])
+    elif origin in (Union, UnionType):
+        for one in get_args(annotation):
+            yield from _alternatives(one)
+    else:
+        yield annotation
 
 
 def _section_at(model: type[BaseModel], location: Location) -> type[BaseModel] | None:

@@ -164,6 +164,12 @@ def test_secrets_in_files(read: Read, refused: Refused, tmp_path: Path) -> None:
     }
 
 
+def test_an_address_with_a_password_may_lie_in_a_file(read: Read, tmp_path: Path) -> None:
+    (tmp_path / "dsn").write_text("postgresql://tessera:from-a-file@db/accounts\n")
+    settings = read(MINIMAL + "tessera: {accounts_dsn_path: dsn}\n")
+    assert settings.accounts_dsn == "postgresql://tessera:from-a-file@db/accounts"
+
+
 def test_the_environment_overrides_the_file(read: Read, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("from a file")
     settings = read(
