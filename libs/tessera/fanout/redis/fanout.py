@@ -244,9 +244,9 @@ class RedisFanout:
         listeners = tuple(entered.listeners)
         try:
             value = entered.kind.decode(listeners, payload)
-        except Exception:  # whatever it is, it is nothing of ours, or of a version that is not known here
+        except Exception as error:  # whatever it is, it is nothing of ours, or of a version that is not known here
             metrics.UNREADABLE.inc()
-            log.exception("hint not readable", bytes=len(payload))
+            log.warning("hint not readable", bytes=len(payload), error=repr(error))
             return
         for listener in listeners:
             callback = entered.kind.callback_of(listener.subscriber)
