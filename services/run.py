@@ -18,8 +18,8 @@ from tessera.commands import Command
 from tessera.config import Listener, Settings, load_signing_keys
 from tessera.config.listeners import Resource
 from tessera.config.services import ServiceName
-from tessera.fanout.redis import open_fanout
-from tessera.http.limits import LocalRateLimits, Rate
+from tessera.fanout.redis import open_fanout, open_rate_limits
+from tessera.http.limits import Rate
 from tessera.ids import IdSource
 from tessera.last_seen import LastSeenRecorder
 from tessera.records import LogRecord
@@ -95,7 +95,11 @@ async def run_service(
                 raise ConnectionError("no hints come from Redis")
 
         rates = {name: Rate(limit.per_second, limit.burst_count) for name, limit in settings.rate_limits().items()}
+        limits = await stack.enter_async_context(open_rate_limits(fanout, rates, clock))
         last_seen = LastSeenRecorder(stores.accounts, clock)
+        authenticator = TokenAuthenticator(stores.accounts, clock, last_seen)
+        await authenticator.start(fanout)
+        stack.push_async_callback(authenticator.stop)
         around = Surroundings(
             settings=settings,
             name=name,
@@ -107,9 +111,9 @@ async def run_service(
             commands=topics.commands,
             records=topics.records,
             fanout=fanout,
-            limits=LocalRateLimits(clock, rates),
+            limits=limits,
             last_seen=last_seen,
-            authenticator=TokenAuthenticator(stores.accounts, clock, last_seen),
+            authenticator=authenticator,
             signing_key=load_signing_keys(settings)[0],
         )
         checks: dict[str, ReadinessCheck] = dict(topics.checks)
