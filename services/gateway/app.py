@@ -33,6 +33,7 @@ from services.gateway import (
     users,
     versions,
     voip,
+    web_client,
     wellknown,
     whoami,
 )
@@ -61,7 +62,18 @@ from tessera.telemetry import RequestMetrics
 from tessera.token_authenticator import TokenAuthenticator
 
 _MODULES = (
-    *(whoami, versions, wellknown, login, logout, refresh, registration, admin_register, account_management),
+    *(
+        whoami,
+        versions,
+        wellknown,
+        web_client,
+        login,
+        logout,
+        refresh,
+        registration,
+        admin_register,
+        account_management,
+    ),
     *(devices, profile, account_data, tags, filters, pushrules, pusher, presence, users, capabilities, voip),
     *(keys, cross_signing, room_keys, send_to_device),
 )

@@ -55,6 +55,14 @@ FROM (
 WHERE d.user_id = seen.user_id AND d.device_id = seen.device_id AND coalesce(d.last_seen_ts, 0) < seen.ts
 """
 
+# A device that was never seen counts from its login.
+_LIST_UNUSED = """
+SELECT user_id, array_agg(device_id) FROM (
+    SELECT user_id, device_id FROM accounts.devices
+    WHERE coalesce(last_seen_ts, created_ts) < $1 LIMIT $2
+) unused GROUP BY user_id
+"""
+
 
 async def list_devices(tx: Transaction, user_id: UserId) -> list[Device]:
     """All devices of a user, oldest first."""
@@ -65,6 +73,11 @@ async def find_device(tx: Transaction, user_id: UserId, device_id: str) -> Devic
     """One device of a user."""
     row = await tx.fetchrow(_FIND, user_id, device_id)
     return None if row is None else Device(*row)
+
+
+async def list_unused_since(tx: Transaction, before_ms: int, limit: int) -> dict[UserId, list[str]]:
+    """Devices by user that were last used before that moment; at most `limit`."""
+    return {UserId(row[0]): row[1] for row in await tx.fetch(_LIST_UNUSED, before_ms, limit)}
 
 
 async def list_device_ids(tx: Transaction, user_id: UserId) -> list[str]:

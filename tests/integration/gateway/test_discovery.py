@@ -62,6 +62,13 @@ async def test_support_page_and_contacts(make_server: Make) -> None:
     assert (await server.get("/.well-known/matrix/support")).json() == support
 
 
+async def test_browsers_are_sent_to_the_web_client(make_server: Make) -> None:
+    assert (await make_server().client.get("/")).status_code == 404
+    server = make_server(web_client_location="https://chat.test.example/")
+    reply = await server.client.get("/")
+    assert (reply.status_code, reply.headers["location"]) == (302, "https://chat.test.example/")
+
+
 async def test_turn_credentials_are_made_with_the_shared_secret(make_server: Make) -> None:
     server = make_server(turn_uris=["turn:turn.example"], turn_shared_secret="s3cret", turn_user_lifetime="1h")
     session = await server.register("alice")

@@ -1,10 +1,12 @@
 """Login, refresh, logout, devices: what begins and what ends."""
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
 from gateway_server import PASSWORD, Server, Session, login_body, password_auth
 
+from services.gateway import stale_devices
 from tessera.http.limits import Rate
 from tessera.storage import user_log
 from tessera.storage.user_log import UserLogKind
@@ -317,3 +319,25 @@ async def test_a_deactivated_account_is_closed_for_ever(server: Server) -> None:
     assert (await server.get("/register/available", params={"username": "alice"})).json()["errcode"] == "M_USER_IN_USE"
     assert (await server.get(f"/profile/{session.user_id}")).json() == {}
     assert await server.accounts.fetchval("SELECT count(*) FROM accounts.account_data") == 0
+
+
+async def test_devices_that_nobody_uses_are_deleted_where_the_operator_wants_it(make_server: Make) -> None:
+    server = make_server(delete_stale_devices_after="30d")
+    used = await server.register("alice")
+    left_alone = await server.login("alice", "OLD")
+    server.clock.shift(29 * 86_400)
+    fresh = await server.login("alice", "NEW")
+    assert (await used.get("/account/whoami")).status_code == 200
+    await server.gateway.last_seen.flush()
+    running = asyncio.create_task(stale_devices.run(server.gateway, server.clock))
+    await server.clock.advance(2 * 86_400)
+    async with asyncio.timeout(10):
+        while (await left_alone.get("/account/whoami")).status_code == 200:
+            await server.clock.advance(3_600)
+    running.cancel()
+    kept = {device["device_id"] for device in (await used.get("/devices")).json()["devices"]}
+    assert kept == {used.device_id, fresh.device_id}
+
+
+async def test_all_devices_are_kept_otherwise(server: Server) -> None:
+    await asyncio.wait_for(stale_devices.run(server.gateway, server.clock), 1)
