@@ -100,7 +100,7 @@ def check_config_command(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Say whether a homeserver.yaml is right, key by key."""
     settings = read_config(config)
     for key in settings.unused_keys:
-        console.print(f"[yellow]{key}[/yellow] is Synapse's and means nothing here")
+        console.print(f"[yellow]{key}[/yellow] has no effect here")
     console.print(f"{config}: a configuration for {settings.server_name}, nothing wrong with it")
 
 

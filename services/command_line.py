@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import structlog
 import typer
 import uvloop
 from rich.console import Console
@@ -19,6 +20,7 @@ from tessera.storage.database import DatabaseUnavailable
 from tessera.storage.migrations import MigrationError
 from tessera.storage.placement import PlacementMismatch
 
+log = structlog.get_logger(__name__)
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -38,11 +40,13 @@ def read_config(path: Path) -> Settings:
 
 
 def set_up_logging(settings: Settings) -> None:
-    """Log as the settings say; ends the command if that cannot be."""
+    """Log as the settings say, first of all which of them have no effect; ends the command if that cannot be."""
     try:
         configure_logging(settings)
     except ConfigError as error:
         fail(error)
+    if settings.unused_keys:
+        log.warning("settings without effect", keys=settings.unused_keys)
 
 
 def show_progress(text: str) -> None:

@@ -15,6 +15,7 @@ from tessera.config.sections import section_of
 from tessera.config.settings import Settings
 from tessera.config.synapse_keys import KNOWN, sort_out
 from tessera.config.values import BASE_DIRECTORY
+from tessera.config.without_effect import keys_without_effect
 
 _MAX_FILE_BYTES = 4 << 20
 _MAX_SECRET_BYTES = 64 << 10
@@ -47,7 +48,7 @@ def read_settings(path: Path, environ: Mapping[str, str], *, check_files: bool =
         problems += file_problems(settings)
     if problems:
         raise ConfigError(str(path), problems)
-    return settings.with_unused(unused)
+    return settings.with_unused([*unused, *keys_without_effect(filled, settings)])
 
 
 class _Loader(yaml.SafeLoader):

@@ -160,7 +160,7 @@ class Settings(RateLimits):
 
     @property
     def unused_keys(self) -> tuple[str, ...]:
-        """Keys of the file that Synapse knows and that have no effect here, for a warning."""
+        """Keys of the file that are known and have no effect here, for a warning."""
         return self._unused_keys
 
     def with_unused(self, keys: Iterable[str]) -> Self:

@@ -111,6 +111,26 @@ def test_synapses_harmless_keys_are_named_and_passed_over(read: Read) -> None:
     assert settings.unused_keys == ("caches", "form_secret")
 
 
+def test_settings_that_nothing_heeds_are_named_where_they_ask_for_something(read: Read) -> None:
+    settings = read(
+        MINIMAL
+        + """
+trusted_key_servers: [{server_name: matrix.org}]
+ip_range_blacklist: [10.0.0.0/8]
+federation_custom_ca_list: []
+rc_joins: {local: {burst_count: 7}, remote: {burst_count: 7}}
+listeners: [{port: 1}, {port: 2, resources: [{names: [client], compress: true}]}]
+user_directory: {prefer_local_users: true, show_locked_users: false}
+"""
+    )
+    assert settings.unused_keys == (
+        "ip_range_blacklist",
+        "listeners.resources.compress",
+        "rc_joins.remote",
+        "user_directory.prefer_local_users",
+    )
+
+
 def test_synapses_keys_that_would_change_behaviour_are_refused_unless_off(read: Read, refused: Refused) -> None:
     problems = refused(
         MINIMAL
