@@ -11,7 +11,7 @@ DEVELOPMENT := .venv/.development-stamp
 JS := tests/interop/js/node_modules/.package-lock.json
 PYTEST := $(BIN)/pytest
 
-.PHONY: run test check test-unit test-integration test-interop chaos chaos-short bench lock clean
+.PHONY: run test check test-unit test-integration test-interop simulation chaos chaos-short bench lock clean
 
 run: $(RUNTIME)
 	@test -e $(DATA)/homeserver.yaml || $(BIN)/tessera generate-config --server-name $(SERVER_NAME) --data $(DATA) --port $(PORT)
@@ -20,6 +20,7 @@ run: $(RUNTIME)
 test: check
 	@$(BIN)/python -m tests.surroundings
 	$(PYTEST) tests/unit tests/integration -n 2 --dist loadfile
+	$(PYTEST) tests/simulation -n 2
 	$(MAKE) --no-print-directory test-interop chaos-short
 
 check: $(DEVELOPMENT)
@@ -36,6 +37,9 @@ test-integration: $(DEVELOPMENT)
 
 test-interop: $(DEVELOPMENT) $(JS)
 	$(PYTEST) tests/interop
+
+simulation: $(DEVELOPMENT)
+	$(BIN)/python tests/simulation/run_seeds.py --seeds 2000
 
 chaos-short: $(DEVELOPMENT)
 	$(PYTEST) tests/chaos

@@ -1,0 +1,154 @@
+"""One run: a cluster, clients and faults, all from one seed."""
+
+import asyncio
+from dataclasses import dataclass
+from random import Random
+
+from laws import TRACING, check_client, check_stores, require
+from sim_clients import Ledger, Listener, Talker
+from sim_cluster import KINDS, PARTITIONS, SERVER, SimCluster, Strike
+from sim_process import task_factory
+from virtual_loop import VirtualLoop
+
+from matrixcore.identifiers import UserId
+from tessera.storage import users
+from tessera.storage.database import Database
+from tessera.storage.partitions import add_partitions
+
+USERS = [f"@{name}:{SERVER}" for name in ("ann", "ben", "cat")]
+COUNTS = {"writer": 2, "gateway": 2, "sync": 2, "projector": 1}
+ROOMS = 2
+ACTIONS = 10
+SETTLE_SECONDS = 45.0
+MAX_SECONDS = 3_600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What happened in a run."""
+
+    seed: int
+    virtual_seconds: float
+    accepted: int
+    refused: int
+    unknown: int
+    answers: int
+    faults: tuple[str, ...]
+
+
+def run_seed(seed: int, dsn: str) -> Report:
+    """Run a seed on an empty, migrated database.
+
+    Raises:
+        Broken: a law does not hold.
+    """
+    loop = VirtualLoop(Random(seed))
+    loop.set_task_factory(task_factory)
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(asyncio.wait_for(_run(seed, dsn, loop), MAX_SECONDS))
+    finally:
+        _close(loop)
+
+
+def _close(loop: VirtualLoop) -> None:
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+async def _run(seed: int, dsn: str, loop: VirtualLoop) -> Report:
+    random = Random(seed)
+    database = await Database.connect(dsn, max_size=2)
+    await _prepare(database)
+    cluster = SimCluster(loop, dsn, random, _choose_strikes(random))
+    try:
+        return await _run_cluster(seed, cluster, database, random)
+    finally:
+        cluster.kill_all()
+        await database.close()
+
+
+async def _run_cluster(seed: int, cluster: SimCluster, database: Database, random: Random) -> Report:
+    cluster.faults.on = False
+    await cluster.start(COUNTS)
+    require(not cluster.failures, 8, cluster.failures)
+    ledger = Ledger()
+    rooms: list[str] = []
+    talkers = [Talker(cluster, user, USERS, rooms, ledger, Random(random.random())) for user in USERS]
+    for number in range(ROOMS):
+        rooms.append(await talkers[number % len(talkers)].make_room())
+    listeners = [Listener(cluster, user, Random(random.random()), limit) for user in USERS for limit in (2, 50)]
+    cluster.faults.on = True
+    async with asyncio.TaskGroup() as listening:
+        for listener in listeners:
+            listening.create_task(listener.run())
+        outages = asyncio.create_task(_outages(cluster, random))
+        await asyncio.gather(*(talker.run(ACTIONS) for talker in talkers))
+        outages.cancel()
+        cluster.calm()
+        await asyncio.sleep(SETTLE_SECONDS)
+        for listener in listeners:
+            listener.stopped = True
+    require(not cluster.failures, 8, cluster.failures)
+    await check_stores(database, ledger)
+    for listener in listeners:
+        for _ in range(10):
+            if not await listener.sync_once() and listener.answers:
+                break
+        fresh = await listener.ask(0, None)
+        assert fresh is not None
+        await check_client(database, listener, fresh)
+    return Report(
+        seed,
+        cluster.loop.time(),
+        len(ledger.accepted),
+        len(ledger.refused),
+        len(ledger.unknown),
+        sum(len(listener.answers) for listener in listeners),
+        tuple(cluster.struck),
+    )
+
+
+async def _prepare(database: Database) -> None:
+    await database.execute(TRACING)
+    async with database.transaction() as tx:
+        await add_partitions(tx, range(PARTITIONS))
+        for user in USERS:
+            await users.add_user(tx, UserId(user), password_hash=None, displayname=user[1:4], now_ms=0)
+
+
+def _choose_strikes(random: Random) -> list[Strike]:
+    weights = {"writer": 5, "gateway": 2, "sync": 2, "projector": 2}
+    return [
+        Strike(random.choices(KINDS, [weights[kind] for kind in KINDS])[0], int(10 ** random.uniform(0.5, 3.3)), kills)
+        for kills in (random.random() < 0.6 for _ in range(random.randint(2, 10)))
+    ]
+
+
+async def _outages(cluster: SimCluster, random: Random) -> None:
+    """Kafka and Redis go away, come back, or lose all they had."""
+    while True:
+        await asyncio.sleep(random.uniform(1, 20))
+        what = random.choice(("kafka down", "redis down", "kafka emptied", "hints lost"))
+        cluster.struck.append(f"{cluster.loop.time():.3f} {what}")
+        if what == "kafka emptied":
+            cluster.commands.empty()
+            cluster.records.empty()
+        elif what == "kafka down":
+            cluster.faults.kafka_down = True
+            await asyncio.sleep(random.uniform(1, 12))
+            cluster.faults.kafka_down = False
+            cluster.commands.wake_all()
+            cluster.records.wake_all()
+        else:
+            cluster.faults.redis_down = True
+            if what == "redis down":
+                cluster.fanout.go_down()
+            await asyncio.sleep(random.uniform(1, 12))
+            cluster.faults.redis_down = False
+            if what == "redis down":
+                cluster.fanout.reset()

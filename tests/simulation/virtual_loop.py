@@ -1,0 +1,303 @@
+"""An event loop whose time is a number: it jumps to the next timer as soon as nothing real is under way.
+
+What is real is PostgreSQL alone. Its answers are held back and handed over at moments that the seed chooses, so
+that their order does not depend on how fast the machine is. While an answer is outstanding the time stands still,
+unless PostgreSQL itself waits (for a lock): after `PATIENCE_SECONDS` of real time the statement counts as blocked and
+time goes on without it.
+"""
+
+import asyncio
+import selectors
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextvars import ContextVar
+from random import Random
+from typing import Any, Protocol
+
+PATIENCE_SECONDS = 0.2
+LOCKED_SPEED = 20  # virtual seconds in a real one while PostgreSQL waits for a lock: its own time-outs are real
+_CANCEL_CODE = 80877102
+# A request that ends with Sync is answered up to ReadyForQuery, one that ends with Flush (here a Describe) up to a row
+# description, the word that there is none, or an error.
+_READY, _DESCRIBED = b"Z", b"TnE"
+
+
+class Place(Protocol):
+    """The simulated process that a connection belongs to."""
+
+    @property
+    def halted(self) -> bool:
+        """Paused or dead: nothing is handed over to it."""
+
+
+HERE: ContextVar[Any] = ContextVar("simulated process", default=None)
+
+
+class _JumpingSelector(selectors.BaseSelector):
+    """Polls the real sockets and moves the virtual time where the loop would wait."""
+
+    def __init__(self, loop: "VirtualLoop") -> None:
+        self._loop = loop
+        self._real = selectors.DefaultSelector()
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        return self._real.register(fileobj, events, data)
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._real.unregister(fileobj)
+
+    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        return self._real.modify(fileobj, events, data)
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = self._real.select(0)
+        if ready or timeout == 0:
+            return ready
+        # Real time, and nothing else may use it: only how long PostgreSQL is waited for.
+        until = time.monotonic() + PATIENCE_SECONDS
+        while self._loop.outstanding():
+            left = until - time.monotonic()
+            if left <= 0:
+                self._loop.give_up_waiting()
+                break
+            if ready := self._real.select(left):
+                return ready
+        if timeout is None:
+            return self._real.select(PATIENCE_SECONDS)
+        if any(wire.blocked for wire in self._loop.wires) and (ready := self._real.select(timeout / LOCKED_SPEED)):
+            return ready
+        self._loop.jump(timeout)
+        return self._real.select(0)
+
+    def close(self) -> None:
+        self._real.close()
+
+    def get_map(self) -> Any:
+        return self._real.get_map()
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Virtual time, and PostgreSQL's answers in an order of the seed's choosing."""
+
+    def __init__(self, random: Random) -> None:
+        self._now = 0.0
+        self._random = random
+        self.wires: set[_Wire] = set()
+        super().__init__(_JumpingSelector(self))
+
+    def time(self) -> float:
+        return self._now
+
+    def jump(self, seconds: float) -> None:
+        """Nothing is to be done for so long."""
+        self._now += seconds
+
+    def outstanding(self) -> bool:
+        """Whether PostgreSQL owes an answer that is likely to come at once."""
+        return any(wire.owed > 0 and not wire.blocked and not wire.delivery_due for wire in self.wires)
+
+    def give_up_waiting(self) -> None:
+        """What has not answered by now waits for a lock."""
+        for wire in self.wires:
+            if wire.owed > 0:
+                wire.blocked = True
+
+    def latency(self) -> float:
+        """How long an answer takes, in virtual seconds."""
+        return self._random.choice((0.0002, 0.0005, 0.001, 0.002, 0.02))
+
+    def _asyncgen_finalizer_hook(self, agen: Any) -> None:
+        """What a killed process left is not finished by others."""
+
+    def run_in_executor(self, executor: Executor | None, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        """At once: a thread would bring real time in."""
+        future = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    async def create_unix_connection(  # type: ignore[override]
+        self, protocol_factory: Callable[[], asyncio.Protocol], path: Any = None, **options: Any
+    ) -> tuple[asyncio.Transport, Any]:
+        """PostgreSQL's socket, with the wire between the two."""
+        place = HERE.get()
+        wires: list[_Wire] = []
+
+        def factory() -> asyncio.Protocol:
+            wires.append(_Wire(self, protocol_factory(), place))
+            return wires[0]
+
+        await super().create_unix_connection(factory, path, **options)
+        return wires[0].transport, wires[0].inner
+
+    def cut(self, place: Place) -> None:
+        """End the connections of a process as the kernel does when it dies."""
+        for wire in [wire for wire in self.wires if wire.place is place]:
+            wire.cut()
+
+
+class _Wire(asyncio.Protocol):
+    """Between asyncpg and its socket: counts what is owed, and holds answers back."""
+
+    def __init__(self, loop: VirtualLoop, inner: asyncio.Protocol, place: Place | None) -> None:
+        self.loop, self.inner, self.place = loop, inner, place
+        self._awaited: deque[bytes] = deque()  # the kinds of messages that end each answer
+        self.blocked = False
+        self.transport: Any = None
+        self._started = False
+        self._sent = bytearray()
+        self._received = bytearray()
+        self._held: list[bytes] = []
+        self.delivery_due = False
+        self._lost: Exception | None = None
+        self._is_lost = False
+
+    @property
+    def owed(self) -> int:
+        """How many answers PostgreSQL has still to give."""
+        return len(self._awaited)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.loop.wires.add(self)
+        self.transport = _CountingTransport(transport, self)
+        self.inner.connection_made(self.transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._held.append(data)
+        self.blocked = False
+        if self._answers_end(data) or not self._started:
+            self._deliver_later()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.loop.wires.discard(self)
+        self._is_lost, self._lost = True, exc
+        self._deliver_later()
+
+    def pause_writing(self) -> None:
+        self.inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.inner.resume_writing()
+
+    def note_sent(self, data: bytes) -> None:
+        """Count the requests that end with an answer of their own."""
+        self._sent += data
+        self.blocked = False
+        while True:
+            if not self._started:
+                if len(self._sent) < 8:
+                    return
+                length, code = struct.unpack_from("!ii", self._sent)
+                if code == _CANCEL_CODE:
+                    self._sent.clear()
+                    return
+                self._started = True
+                self._awaited.append(_READY)
+                del self._sent[:length]
+                continue
+            if len(self._sent) < 5:
+                return
+            (length,) = struct.unpack_from("!i", self._sent, 1)
+            if len(self._sent) < length + 1:
+                return
+            if self._sent[0] in b"SQ":
+                self._awaited.append(_READY)
+            elif self._sent[0] == ord("H"):
+                self._awaited.append(_DESCRIBED)
+            del self._sent[: length + 1]
+
+    def _answers_end(self, data: bytes) -> bool:
+        """Whether a ReadyForQuery, or what asks for a password, has come."""
+        self._received += data
+        ended = False
+        while len(self._received) >= 5:
+            (length,) = struct.unpack_from("!i", self._received, 1)
+            if len(self._received) < length + 1:
+                break
+            kind = self._received[0]
+            if kind == ord("Z"):
+                while self._awaited and self._awaited.popleft() != _READY:
+                    pass
+                ended = True
+            elif self._awaited and kind in self._awaited[0]:
+                self._awaited.popleft()
+                ended = True
+            elif kind == ord("R"):
+                ended = True
+            del self._received[: length + 1]
+        return ended
+
+    def _deliver_later(self) -> None:
+        if not self.delivery_due:
+            self.delivery_due = True
+            self.loop.call_later(self.loop.latency(), self._deliver)
+
+    def _deliver(self) -> None:
+        if self.place is not None and self.place.halted:
+            self.loop.call_later(0.05, self._deliver)
+            return
+        self.delivery_due = False
+        held, self._held = self._held, []
+        for data in held:
+            self.inner.data_received(data)
+        if self._is_lost:
+            self.inner.connection_lost(self._lost)
+
+    def cut(self) -> None:
+        """The process is gone: PostgreSQL sees the end of the connection, the process sees nothing any more."""
+        self.loop.wires.discard(self)
+        self._held.clear()
+        self.transport.real.abort()
+
+
+class _CountingTransport(asyncio.Transport):
+    """The socket as asyncpg sees it."""
+
+    def __init__(self, real: Any, wire: _Wire) -> None:
+        super().__init__()
+        self.real = real
+        self._wire = wire
+
+    def write(self, data: Any) -> None:
+        self._wire.note_sent(bytes(data))
+        self.real.write(data)
+
+    def writelines(self, list_of_data: Sequence[Any]) -> None:  # type: ignore[override]
+        self.write(b"".join(bytes(data) for data in list_of_data))
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self.real.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        closing: bool = self.real.is_closing()
+        return closing
+
+    def close(self) -> None:
+        self.real.close()
+
+    def abort(self) -> None:
+        self.real.abort()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self.real.set_write_buffer_limits(high, low)
+
+    def get_write_buffer_size(self) -> int:
+        size: int = self.real.get_write_buffer_size()
+        return size
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._wire.inner = protocol  # type: ignore[assignment]
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._wire.inner
+
+    def pause_reading(self) -> None:
+        self.real.pause_reading()
+
+    def resume_reading(self) -> None:
+        self.real.resume_reading()
