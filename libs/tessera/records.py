@@ -169,7 +169,11 @@ class LogRecord:
 
 @dataclass(frozen=True, slots=True)
 class PartitionBatch:
-    """What one commit appended to one partition: records first..last without a hole."""
+    """What one commit appended to one partition: records first..last without a hole.
+
+    The fan-out may leave out records of rooms that the listener does not want. A batch with `first` above `last` has
+    no records: the partition has come to `last`, and what it has there is to be read.
+    """
 
     incarnation: int
     partition: int
@@ -195,9 +199,10 @@ def encode_body(body: RecordBody) -> bytes | None:
 
 def decode_body(kind: RecordKind, data: bytes | None) -> RecordBody:
     """The inverse of encode_body."""
-    if data is None:
-        return None
-    value = orjson.loads(data)
+    return None if data is None else _body_of(kind, orjson.loads(data))
+
+
+def _body_of(kind: RecordKind, value: Any) -> RecordBody:
     match kind:
         case RecordKind.EVENT:
             return _decode_event(value)
@@ -240,7 +245,7 @@ def decode_record(data: bytes) -> LogRecord:
         raise UnknownRecordVersion(str(value[0]))
     _, incarnation, partition, position, room_id, room_previous, kind, body, *traced = value
     record_kind = RecordKind(kind)
-    decoded = None if body is None else decode_body(record_kind, orjson.dumps(body))
+    decoded = None if body is None else _body_of(record_kind, body)
     return LogRecord(incarnation, partition, position, room_id, room_previous, record_kind, decoded, *traced[:1])
 
 
