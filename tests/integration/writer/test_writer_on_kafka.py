@@ -59,7 +59,7 @@ async def announced(cluster: Cluster) -> dict[int, list[int]]:
     return seen
 
 
-async def test_commands_become_records_in_the_log(cluster: Cluster) -> None:
+async def test_commands_become_records_in_the_log(cluster: Cluster, kafka: Broker) -> None:
     world = cluster.world
     async with world.writer():
         rooms = [await world.new_room() for _ in range(3)]
@@ -69,7 +69,7 @@ async def test_commands_become_records_in_the_log(cluster: Cluster) -> None:
     assert world.published_records() == await world.stored_records()
     reader = await cluster.buses.commands.open_reader()
     done = await ShardDoneOffsets(world.shards)(list(range(PARTITIONS)))
-    for partition in seen:
+    for partition in seen if kafka.is_apache else ():  # others do not tell the end of a partition
         assert done[partition] == (reader.topic_id, await reader.end_offset(partition))
 
 
