@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from services.projector.consumer import AfterCommit
+from tessera.record_consumer import AfterCommit
 from tessera.records import EventBody, LogRecord, RedactionBody, StateBody
 from tessera.room_summaries import load_summaries
 from tessera.storage import directory

@@ -1,23 +1,34 @@
 """Puts the projector together: a consumer of room.log for each step."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 from matrixcore.identifiers import ServerName
 from services.projector import directory, memberships
-from services.projector.consumer import RecordConsumer, Step
+from tessera.consumer_leases import ConsumerLeases
+from tessera.record_consumer import RecordConsumer, Step
 from tessera.service import Service, Surroundings
 
 
 @asynccontextmanager
 async def open_projector(around: Surroundings) -> AsyncIterator[Service]:
-    """All steps, each with cursors of its own."""
-    steps: dict[str, Step] = {
-        memberships.CONSUMER: memberships.MembershipStep(around.fanout, ServerName(around.settings.server_name)),
-        directory.CONSUMER: directory.DirectoryStep(around.shards),
-    }
+    """All steps, each with cursors of its own; several projectors share the partitions of each step."""
     consumers = [
         RecordConsumer(name, step, around.records, around.accounts, around.shards, around.clock)
-        for name, step in steps.items()
+        for name, step in _steps(around)
     ]
-    yield Service(background=tuple(consumer.run for consumer in consumers))
+    checks = {f"consumer {consumer.name}": consumer.check for consumer in consumers}
+    background = tuple(consumer.run for consumer in consumers)
+    if not around.is_shared:
+        for consumer in consumers:
+            consumer.take_on(range(around.shards.partitions))
+        yield Service(checks=checks, background=background)
+        return
+    owner = f"{around.name}/{around.ids.token(9)}"
+    leases = ConsumerLeases(around.accounts, around.clock, owner, consumers, around.shards.partitions)
+    yield Service(checks={**checks, "leases": leases.check}, background=(*background, leases.run), drain=leases.stop)
+
+
+def _steps(around: Surroundings) -> Iterator[tuple[str, Step]]:
+    yield memberships.CONSUMER, memberships.MembershipStep(around.fanout, ServerName(around.settings.server_name))
+    yield directory.CONSUMER, directory.DirectoryStep(around.shards)

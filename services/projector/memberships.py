@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matrixcore.identifiers import ServerName
-from services.projector.consumer import AfterCommit
 from tessera.fanout import Fanout
 from tessera.memberships import changes_of_records
+from tessera.record_consumer import AfterCommit
 from tessera.records import EventBody, LogRecord, StateBody
 from tessera.storage import user_log, user_rooms
 from tessera.storage.database import Transaction

@@ -135,6 +135,11 @@ class SeededRoom:
             event.event_id,
         )
         await self.database.execute(
+            "UPDATE rooms.partitions SET head = $2 WHERE partition = $1",
+            partition_of(self.room_id, PARTITIONS),
+            self.position,
+        )
+        await self.database.execute(
             "UPDATE rooms.rooms SET last_position = $2 WHERE room_id = $1", self.room_id, self.position
         )
 

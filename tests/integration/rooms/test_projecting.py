@@ -8,12 +8,12 @@ from seeded_rooms import ALICE, BOB, ROOM, SERVER, SeededRoom
 
 from matrixcore.identifiers import EventId, UserId
 from services.projector import directory as directory_step
-from services.projector.consumer import RecordConsumer
 from services.projector.directory import DirectoryStep
 from services.projector.memberships import CONSUMER, MembershipStep
 from tessera.bus import LocalRecordBus
 from tessera.clock import FakeClock
 from tessera.fanout import LocalFanout
+from tessera.record_consumer import RecordConsumer
 from tessera.records import LogRecord, RecordKind, StateBody, StateMembership
 from tessera.storage import consumer_cursors, directory, user_log, user_rooms
 from tessera.storage.consumer_cursors import Cursor
@@ -66,6 +66,7 @@ async def test_memberships_that_a_resolution_changed_are_projected(
     memberships: RecordConsumer, room: SeededRoom, accounts: Database, shards: RoomShards, bus: LocalRecordBus
 ) -> None:
     await room.member(BOB, "join")
+    memberships.take_on(range(shards.partitions))
     running = asyncio.create_task(memberships.run())
     partition = shards.partition_of(ROOM)
     try:
@@ -87,6 +88,7 @@ async def test_memberships_that_a_resolution_changed_are_projected(
 async def test_what_the_topic_lost_comes_from_postgresql(
     memberships: RecordConsumer, room: SeededRoom, accounts: Database, shards: RoomShards, bus: LocalRecordBus
 ) -> None:
+    memberships.take_on(range(shards.partitions))
     running = asyncio.create_task(memberships.run())
     partition = shards.partition_of(ROOM)
     try:

@@ -7,7 +7,8 @@ costs the account store nothing.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -53,9 +54,26 @@ class Step(Protocol):
         """
 
 
+class ConsumerPaused(Exception):
+    """A consumer waits for a store or a topic."""
+
+
+@dataclass(slots=True)
+class _Place:
+    """A partition that the consumer has.
+
+    Attributes:
+        cursor: up to where records are taken; None as long as the partition is not begun.
+        applying: held while records of the partition are taken.
+    """
+
+    cursor: Cursor | None = None
+    applying: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 @dataclass(slots=True)
 class RecordConsumer:
-    """One consumer of all partitions of room.log."""
+    """One consumer of room.log, for the partitions that it is given (`take_on`, `give_up`)."""
 
     name: str
     step: Step
@@ -63,7 +81,35 @@ class RecordConsumer:
     accounts: Database
     shards: RoomShards
     clock: Clock
+    _places: dict[int, _Place] = field(default_factory=dict)
     _unwritten: dict[int, Cursor] = field(default_factory=dict)
+    _reader: RecordReader | None = None
+    _unsettled: asyncio.Event = field(default_factory=asyncio.Event)
+    _trouble: str = ""
+
+    @property
+    def partitions(self) -> frozenset[int]:
+        """What it has."""
+        return frozenset(self._places)
+
+    def take_on(self, partitions: Iterable[int]) -> None:
+        """Consume these partitions too."""
+        for partition in partitions:
+            self._places.setdefault(partition, _Place())
+        self._unsettled.set()
+
+    async def give_up(self, partitions: Collection[int]) -> None:
+        """Consume these partitions no longer; their cursors are written, so that the next one begins there."""
+        for partition in partitions:
+            self._places.pop(partition, None)
+            if self._reader is not None:
+                await self._reader.revoke(partition)
+        await self._write_cursors({p: self._unwritten.pop(p) for p in partitions if p in self._unwritten})
+
+    async def check(self) -> None:
+        """For /ready. Raises ConsumerPaused."""
+        if self._trouble:
+            raise ConsumerPaused(self._trouble)
 
     async def run(self) -> None:
         """Run for ever; a store or a topic that is away is waited for."""
@@ -73,11 +119,13 @@ class RecordConsumer:
 
     async def write_cursors(self) -> None:
         """Write the cursors that have moved in memory alone."""
-        if not self._unwritten:
-            return
         moved, self._unwritten = self._unwritten, {}
-        async with self.accounts.transaction() as tx:
-            await consumer_cursors.move_cursors(tx, self.name, moved)
+        await self._write_cursors(moved)
+
+    async def _write_cursors(self, cursors: dict[int, Cursor]) -> None:
+        if cursors:
+            async with self.accounts.transaction() as tx:
+                await consumer_cursors.move_cursors(tx, self.name, cursors)
 
     async def _write_cursors_for_ever(self) -> None:
         while True:
@@ -92,11 +140,15 @@ class RecordConsumer:
             try:
                 await self._follow()
             except (BusUnavailable, DatabaseUnavailable) as error:
-                log.warning("consumer pauses", consumer=self.name, error=str(error))
+                self._pause(error)
                 await self.clock.sleep(PAUSE_SECONDS)
 
+    def _pause(self, error: BaseException) -> None:
+        self._trouble = str(error) or type(error).__name__
+        log.warning("consumer pauses", consumer=self.name, error=self._trouble)
+
     async def catch_up(self) -> None:
-        """Bring every partition up to what PostgreSQL has now, without the topic: at start, and for rebuilding."""
+        """Bring every partition up to what PostgreSQL has now, without the topic: for rebuilding."""
         async with self.accounts.reading() as tx:
             cursors = await consumer_cursors.list_cursors(tx, self.name)
         for partition in range(self.shards.partitions):
@@ -104,48 +156,103 @@ class RecordConsumer:
         await self.write_cursors()
 
     async def _follow(self) -> None:
-        async with self.accounts.reading() as tx:
-            stored = await consumer_cursors.list_cursors(tx, self.name)
-        cursors: dict[int, Cursor] = {}
-        reader: RecordReader = await self.bus.open_reader()
+        reader = await self.bus.open_reader()
+        self._reader = reader
+        for place in self._places.values():
+            place.cursor = None  # the new reader has no partition yet
+        self._unsettled.set()
+        settling = asyncio.create_task(self._settle_for_ever(reader))
         try:
-            for partition in range(self.shards.partitions):
-                cursor = await self._catch_up(partition, stored.get(partition, BEGINNING), MAX_POSITION)
-                cursors[partition] = cursor
-                await reader.assign(partition, cursor.position)
-            compared = self.clock.monotonic()
             while True:
-                for partition, records in (await self._next_records(reader)).items():
-                    cursors[partition] = await self._take(partition, cursors[partition], records)
-                if self.clock.monotonic() - compared >= COMPARE_SECONDS:
-                    await self._compare(cursors)
-                    compared = self.clock.monotonic()
+                by_partition: dict[int, list[LogRecord]] = {}
+                for record in await reader.take(BATCH):
+                    by_partition.setdefault(record.partition, []).append(record)
+                for partition, records in by_partition.items():
+                    await self._take_records(reader, partition, records)
         finally:
+            self._reader = None
+            settling.cancel()
+            await asyncio.wait([settling])
             await reader.close()
 
-    async def _next_records(self, reader: RecordReader) -> dict[int, list[LogRecord]]:
-        """What comes next, by partition; nothing if nothing comes for a while."""
-        by_partition: dict[int, list[LogRecord]] = {}
-        try:
-            async with asyncio.timeout(COMPARE_SECONDS):
-                taken = await reader.take(BATCH)
-        except TimeoutError:
-            return by_partition
-        for record in taken:
-            by_partition.setdefault(record.partition, []).append(record)
-        return by_partition
+    async def _take_records(self, reader: RecordReader, partition: int, records: list[LogRecord]) -> None:
+        """Take what came; a partition whose stores are away is begun again later, and the others go on."""
+        place = self._places.get(partition)
+        if place is None:
+            return
+        async with place.applying:
+            if place.cursor is None:
+                return  # it begins with what PostgreSQL has
+            try:
+                place.cursor = await self._take(partition, place.cursor, records)
+            except (BusUnavailable, DatabaseUnavailable) as error:
+                self._pause(error)
+                place.cursor = None
+                await reader.revoke(partition)
 
-    async def _compare(self, cursors: dict[int, Cursor]) -> None:
-        """Find what the topic lost at its end, where no later record shows the hole; one query a shard."""
+    async def _settle_for_ever(self, reader: RecordReader) -> None:
+        """Begin with partitions that have come, and find what the topic lost at its end, where nothing shows it."""
+        while True:
+            pause = COMPARE_SECONDS
+            try:
+                await self._settle(reader)
+            except Exception as error:  # whatever it was: once more in a while
+                if not isinstance(error, (BusUnavailable, DatabaseUnavailable, OSError, TimeoutError)):
+                    log.exception("partitions cannot be begun", consumer=self.name)
+                self._pause(error)
+                pause = PAUSE_SECONDS
+            if any(place.cursor is None for place in self._places.values()):
+                pause = PAUSE_SECONDS
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._unsettled.wait()
+            self._unsettled.clear()
+
+    async def _settle(self, reader: RecordReader) -> None:
+        """Bring each partition up to its head in PostgreSQL; one query a shard for the heads."""
         by_shard: dict[str, list[int]] = {}
-        for partition in cursors:
+        for partition in self._places:
             by_shard.setdefault(self.shards.shard_of(partition), []).append(partition)
-        for shard, partitions in by_shard.items():
+        stored: dict[int, Cursor] = {}
+        if any(place.cursor is None for place in self._places.values()):
+            async with self.accounts.reading() as tx:
+                stored = await consumer_cursors.list_cursors(tx, self.name)
+        settled = await asyncio.gather(
+            *(self._settle_shard(reader, shard, partitions, stored) for shard, partitions in by_shard.items())
+        )
+        if all(settled):
+            self._trouble = ""
+
+    async def _settle_shard(
+        self, reader: RecordReader, shard: str, partitions: Sequence[int], stored: Mapping[int, Cursor]
+    ) -> bool:
+        """False if the shard is away."""
+        try:
             async with self.shards.databases[shard].reading() as tx:
                 heads = await list_heads(tx, partitions)
-            for partition, head in heads.items():
-                if head.position > cursors[partition].position:
-                    cursors[partition] = await self._catch_up(partition, cursors[partition], head.position)
+            for partition in partitions:
+                place = self._places.get(partition)
+                if place is not None:
+                    async with place.applying:
+                        head = heads[partition].position if partition in heads else 0
+                        await self._settle_place(reader, partition, place, stored.get(partition, BEGINNING), head)
+        except DatabaseUnavailable as error:
+            self._pause(error)
+            return False
+        return True
+
+    async def _settle_place(
+        self, reader: RecordReader, partition: int, place: _Place, stored: Cursor, head: int
+    ) -> None:
+        is_new = place.cursor is None
+        cursor = place.cursor or stored
+        if cursor.position < head:
+            cursor = await self._catch_up(partition, cursor, MAX_POSITION)
+        if self._places.get(partition) is not place:
+            return  # given up meanwhile
+        if is_new:
+            await reader.assign(partition, cursor.position)
+        place.cursor = cursor
 
     async def _take(self, partition: int, cursor: Cursor, records: list[LogRecord]) -> Cursor:
         """Apply records from the topic, with what is missing before and between them."""
