@@ -22,6 +22,10 @@ QUERY_TIMEOUT_SECONDS = 30.0
 ACQUIRE_TIMEOUT_SECONDS = 5.0
 MAX_WAITING = 500  # callers that wait for a connection of one pool
 
+# Every statement here finds its rows by a key, for any values alike. PostgreSQL would still plan many of them anew each
+# time, as a plan for values that it knows looks cheaper; planning then costs as much as the statement.
+_PLANNING = {"jit": "off", "plan_cache_mode": "force_generic_plan"}
+
 
 class DatabaseUnavailable(Exception):
     """The database did not give a connection in time, or cannot be reached; answer 503."""
@@ -123,7 +127,7 @@ class Database:
         """Open a pool.
 
         Args:
-            pgbouncer: behind a transaction pooler, where prepared statements have no home.
+            pgbouncer: behind a transaction pooler, where prepared statements have no home; it refuses settings, too.
 
         Raises:
             DatabaseUnavailable: it cannot be reached or refuses us.
@@ -138,7 +142,7 @@ class Database:
                 statement_cache_size=0 if pgbouncer else 500,
                 reset=_keep_session,
                 max_inactive_connection_lifetime=0 if not pgbouncer else 300,
-                server_settings={"application_name": application_name, "jit": "off"},
+                server_settings={"application_name": application_name} | ({} if pgbouncer else _PLANNING),
             )
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
             raise unreachable(dsn, error) from error

@@ -56,6 +56,18 @@ async def test_statements_and_transactions_are_counted(narrow: Database) -> None
     assert (count.statements, count.transactions) == (3, 1)
 
 
+async def test_a_statement_is_planned_once_for_all_values(narrow: Database) -> None:
+    # PostgreSQL left alone plans this one for each value: a plan that knows the limit looks cheaper.
+    query = "SELECT oid FROM pg_class WHERE oid > $1 ORDER BY oid LIMIT $2"
+    async with narrow.reading() as tx:
+        for limit in range(1, 20):
+            await tx.fetch(query, 0, limit)
+        plans = await tx.fetchrow(
+            "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement = $1", query
+        )
+    assert tuple(plans) == (19, 0)
+
+
 async def test_waiting_for_a_connection_is_bounded_in_time(narrow: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tessera.storage.database.ACQUIRE_TIMEOUT_SECONDS", 0.05)
     async with narrow.reading():

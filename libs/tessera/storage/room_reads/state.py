@@ -26,11 +26,13 @@ JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id {EVENT_
 _AT = f"""
 SELECT {EVENT_COLUMNS} FROM (
     SELECT DISTINCT ON (type, state_key) room_id, event_id FROM rooms.state_history
-    WHERE room_id = $1 AND (anchor, sub) <= ($2, $3) AND ($4::text[] IS NULL OR type = ANY($4::text[]))
+    WHERE room_id = $1 AND (anchor, sub) <= ($2, $3) {{of_types}}
     ORDER BY type, state_key, anchor DESC, sub DESC
 ) s
 JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id {EVENT_JOINS}
 """  # noqa: S608
+_ALL_AT = _AT.format(of_types="")
+_TYPES_AT = _AT.format(of_types="AND type = ANY($4::text[])")
 
 _KEYS_AT = f"""
 SELECT {EVENT_COLUMNS} FROM unnest($4::text[], $5::text[]) wanted (type, state_key)
@@ -51,13 +53,12 @@ async def list_state(
     Args:
         at: a point of the room's order; None for the current state.
     """
-    wanted = None if types is None else list(types)
-    if at is not None:
-        rows = await tx.fetch(_AT, room_id, at.anchor, at.sub, wanted)
-    elif wanted is None:
-        rows = await tx.fetch(_CURRENT, room_id)
+    if types is None:
+        rows = await (tx.fetch(_CURRENT, room_id) if at is None else tx.fetch(_ALL_AT, room_id, *at))
+    elif at is None:
+        rows = await tx.fetch(_CURRENT_OF_TYPES, room_id, list(types))
     else:
-        rows = await tx.fetch(_CURRENT_OF_TYPES, room_id, wanted)
+        rows = await tx.fetch(_TYPES_AT, room_id, *at, list(types))
     return [EventRow(*row) for row in rows]
 
 
