@@ -3,15 +3,15 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import Query
+from starlette.requests import Request
 from starlette.responses import Response
 
 from matrixcore.visibility import Sight
-from services.gateway.dependencies import GatewayDep, GatewayDeps
+from services.gateway.dependencies import GatewayDep
 from services.gateway.event_pages import serve_page
 from services.gateway.path_identifiers import event_id_of, point_of, room_id_of
 from services.gateway.room_access import require_view
 from services.gateway.routing import CurrentRequester, client_router
-from tessera.http.authentication import Requester
 from tessera.http.errors import Forbidden, NotFound
 from tessera.http.replies import json_reply
 from tessera.pagination_token import encode_page_token, point_before
@@ -24,75 +24,25 @@ router = client_router()
 DEFAULT_LIMIT = 5
 MAX_LIMIT = 100
 
-Direction = Annotated[Literal["b", "f"], Query(alias="dir")]
-Start = Annotated[str | None, Query(alias="from")]
-Stop = Annotated[str | None, Query(alias="to")]
-Limit = Annotated[int, Query(ge=0)]
+_PATH = "/rooms/{room_id}/relations/{event_id}"
 
 
-@router.get("/rooms/{room_id}/relations/{event_id}")
+@router.get(_PATH)
+@router.get(_PATH + "/{rel_type}", name="get_relating_events_with_rel_type")
+@router.get(_PATH + "/{rel_type}/{event_type}", name="get_relating_events_with_rel_type_and_event_type")
 async def get_relating_events(
-    room_id: str,
-    event_id: str,
+    request: Request,
     requester: CurrentRequester,
     gateway: GatewayDep,
-    start: Start = None,
-    stop: Stop = None,
-    limit: Limit = DEFAULT_LIMIT,
-    direction: Direction = "b",
-    recurse: bool = False,
+    start: Annotated[str | None, Query(alias="from")] = None,
+    stop: Annotated[str | None, Query(alias="to")] = None,
+    limit: Annotated[int, Query(ge=0)] = DEFAULT_LIMIT,
+    direction: Annotated[Literal["b", "f"], Query(alias="dir")] = "b",
 ) -> Response:
-    """All events that relate to an event."""
-    return await _list(gateway, requester, room_id, event_id, (None, None), start, stop, limit, direction)
-
-
-@router.get("/rooms/{room_id}/relations/{event_id}/{rel_type}")
-async def get_relating_events_with_rel_type(
-    room_id: str,
-    event_id: str,
-    rel_type: str,
-    requester: CurrentRequester,
-    gateway: GatewayDep,
-    start: Start = None,
-    stop: Stop = None,
-    limit: Limit = DEFAULT_LIMIT,
-    direction: Direction = "b",
-    recurse: bool = False,
-) -> Response:
-    """Those that relate to it in one way."""
-    return await _list(gateway, requester, room_id, event_id, (rel_type, None), start, stop, limit, direction)
-
-
-@router.get("/rooms/{room_id}/relations/{event_id}/{rel_type}/{event_type}")
-async def get_relating_events_with_rel_type_and_event_type(
-    room_id: str,
-    event_id: str,
-    rel_type: str,
-    event_type: str,
-    requester: CurrentRequester,
-    gateway: GatewayDep,
-    start: Start = None,
-    stop: Stop = None,
-    limit: Limit = DEFAULT_LIMIT,
-    direction: Direction = "b",
-    recurse: bool = False,
-) -> Response:
-    """Those that relate to it in one way and are of one type."""
-    return await _list(gateway, requester, room_id, event_id, (rel_type, event_type), start, stop, limit, direction)
-
-
-async def _list(
-    gateway: GatewayDeps,
-    requester: Requester,
-    room_id: str,
-    event_id: str,
-    kinds: tuple[str | None, str | None],
-    start: str | None,
-    stop: str | None,
-    limit: int,
-    direction: str,
-) -> Response:
-    room, target = room_id_of(room_id), event_id_of(event_id)
+    """The events that relate to an event: all, those in one way, or those in one way and of one type."""
+    path = request.path_params
+    room, target = room_id_of(path["room_id"]), event_id_of(path["event_id"])
+    kinds = [path[name] for name in ("rel_type", "event_type") if name in path]
     limit = max(1, min(limit, MAX_LIMIT))
     backwards = direction == "b"
     try:
@@ -114,8 +64,7 @@ async def _list(
             up_to=view.capped(up_to),
             backwards=backwards,
             limit=limit,
-            rel_type=kinds[0],
-            event_type=kinds[1],
+            kinds=kinds,
         )
     visible = [row for row in rows if sight_of(row, view.history) is not Sight.HIDDEN]
     now_ms = gateway.clock.now_ms()

@@ -68,13 +68,19 @@ JOIN LATERAL (
 _CHILDREN = """
 SELECT {columns} FROM rooms.events e {joins}
 WHERE e.room_id = $1 AND e.relates_to = $2 AND (e.anchor, e.sub) > ($3, $4) AND (e.anchor, e.sub) <= ($5, $6)
-  AND e.redacted_by IS NULL
-  AND ($7::text IS NULL OR e.rel_type = $7) AND ($8::text IS NULL OR e.type = $8)
-ORDER BY e.anchor {direction}, e.sub {direction} LIMIT $9
+  AND e.redacted_by IS NULL {conditions}
+ORDER BY e.anchor {direction}, e.sub {direction} LIMIT $7
 """
+# By direction, and by how many of rel_type and type are asked for.
 _CHILDREN_PAGES = {
-    True: _CHILDREN.format(columns=EVENT_COLUMNS, joins=EVENT_JOINS, direction="DESC"),
-    False: _CHILDREN.format(columns=EVENT_COLUMNS, joins=EVENT_JOINS, direction="ASC"),
+    (backwards, len(conditions)): _CHILDREN.format(
+        columns=EVENT_COLUMNS,
+        joins=EVENT_JOINS,
+        conditions=" ".join(conditions),
+        direction="DESC" if backwards else "ASC",
+    )
+    for backwards in (True, False)
+    for conditions in ([], ["AND e.rel_type = $8"], ["AND e.rel_type = $8", "AND e.type = $9"])
 }
 
 _THREAD_ROOTS = f"""
@@ -142,20 +148,15 @@ async def list_children(
     up_to: OrderKey | None,
     backwards: bool,
     limit: int,
-    rel_type: str | None = None,
-    event_type: str | None = None,
+    kinds: Sequence[str] = (),
 ) -> list[EventRow]:
-    """A page of the events that relate to `event_id`, with after < key <= up_to; redacted ones relate no more."""
-    rows = await tx.fetch(
-        _CHILDREN_PAGES[backwards],
-        room_id,
-        event_id,
-        *(after or _BOTTOM),
-        *(up_to or _TOP),
-        rel_type,
-        event_type,
-        limit,
-    )
+    """A page of the events that relate to `event_id`, with after < key <= up_to; redacted ones relate no more.
+
+    Args:
+        kinds: only those of this rel_type, and of this event type if there is a second element.
+    """
+    query = _CHILDREN_PAGES[backwards, len(kinds)]
+    rows = await tx.fetch(query, room_id, event_id, *(after or _BOTTOM), *(up_to or _TOP), limit, *kinds)
     return [EventRow(*row) for row in rows]
 
 
