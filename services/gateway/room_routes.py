@@ -39,44 +39,24 @@ from services.gateway.routing import mounted
 HOT_ROUTES: tuple[Route, ...] = tuple(room_send.routes)
 """Plain routes, to stand first in the application's table."""
 
+_MODULES = (
+    *(banning, create_room, directory, event_context, inviting, joining, kicking, knocking, leaving),
+    *(list_joined_rooms, list_public_rooms, message_pagination, peeking_events, read_markers, receipts),
+    *(redaction, report_content, room_initial_sync, room_state, rooms, typing),
+)
+
 # Newer endpoints have a version of their own; clients knew them under the second prefix before.
 _V1_PREFIXES = ("/_matrix/client/v1", "/_matrix/client/unstable")
 
 
 def room_routers() -> list[APIRouter]:
     """The FastAPI routers, with their whole paths."""
-    routers = [
-        mounted(module.router)
-        for module in (
-            banning,
-            create_room,
-            directory,
-            event_context,
-            inviting,
-            joining,
-            kicking,
-            knocking,
-            leaving,
-            list_joined_rooms,
-            list_public_rooms,
-            message_pagination,
-            peeking_events,
-            read_markers,
-            receipts,
-            redaction,
-            report_content,
-            room_initial_sync,
-            room_state,
-            rooms,
-            typing,
-        )
-    ]
     newer = [
         _under(relations.router, _V1_PREFIXES),
         _under(room_event_by_timestamp.router, _V1_PREFIXES[:1]),
         _under(threads_list.router, _V1_PREFIXES[:1]),
     ]
-    return routers + newer
+    return [mounted(module.router) for module in _MODULES] + newer
 
 
 def _under(router: APIRouter, prefixes: Sequence[str]) -> APIRouter:
