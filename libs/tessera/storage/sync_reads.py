@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from matrixcore.identifiers import EventId, RoomId, UserId
 from tessera.records import OrderKey
 from tessera.storage.database import Transaction
-from tessera.storage.room_reads.events import EVENT_COLUMNS, EVENT_JOINS, EventRow
+from tessera.storage.room_reads.events import EVENT_COLUMNS, EventRow
 from tessera.storage.room_reads.members import MembershipStep
 from tessera.storage.room_reads.relations import MAX_BUNDLED_REFERENCES, Bundle
 from tessera.sync_token import Point
@@ -111,7 +111,7 @@ CROSS JOIN LATERAL (
     WHERE t.room_id = w.room_id AND t.anchor IS NOT NULL AND (t.anchor, t.sub) > (w.after, w.after_sub)
       AND t.anchor <= w.up_to AND (t.sub = 0 OR w.after < 0)
     ORDER BY t.anchor DESC, t.sub DESC LIMIT $5
-) e {EVENT_JOINS}
+) e
 """  # noqa: S608
 
 # The state at a point is the current one with the keys that changed above the point turned back.
@@ -145,7 +145,7 @@ WITH wanted AS MATERIALIZED (
     FROM later l WHERE l.changed_anchor <= l.up_to
 )
 SELECT chosen.room_id, chosen.type, chosen.state_key, {EVENT_COLUMNS}
-FROM chosen LEFT JOIN rooms.events e ON e.room_id = chosen.room_id AND e.event_id = chosen.event_id {EVENT_JOINS}
+FROM chosen LEFT JOIN rooms.events e ON e.room_id = chosen.room_id AND e.event_id = chosen.event_id
 WHERE e.event_id IS NOT NULL OR chosen.type IS NOT NULL
 ORDER BY chosen.changed_anchor NULLS FIRST, chosen.changed_sub
 """  # noqa: S608
@@ -159,7 +159,7 @@ CROSS JOIN LATERAL (
       AND (h.anchor, h.sub) <= (w.anchor, w.sub)
     ORDER BY h.anchor DESC, h.sub DESC LIMIT 1
 ) s
-JOIN rooms.events e ON e.room_id = w.room_id AND e.event_id = s.event_id {EVENT_JOINS}
+JOIN rooms.events e ON e.room_id = w.room_id AND e.event_id = s.event_id
 """  # noqa: S608
 
 _STATE_CHANGES = f"""
@@ -171,7 +171,7 @@ CROSS JOIN LATERAL (
     WHERE h.room_id = w.room_id AND h.anchor > w.after AND (h.anchor, h.sub) <= (w.up_to, w.up_to_sub)
     ORDER BY h.type, h.state_key, h.anchor DESC, h.sub DESC
 ) s
-LEFT JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id {EVENT_JOINS}
+LEFT JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id
 """  # noqa: S608
 
 _RECEIPTS = """
@@ -263,7 +263,7 @@ _EDITS = f"""
 SELECT DISTINCT ON (e.room_id, e.relates_to) e.room_id, {EVENT_COLUMNS}
 FROM unnest($1::text[], $2::text[]) AS w (room_id, event_id)
 JOIN rooms.events original ON original.room_id = w.room_id AND original.event_id = w.event_id
-JOIN rooms.events e ON e.room_id = w.room_id AND e.relates_to = w.event_id AND e.rel_type = 'm.replace' {EVENT_JOINS}
+JOIN rooms.events e ON e.room_id = w.room_id AND e.relates_to = w.event_id AND e.rel_type = 'm.replace'
 WHERE e.state_key IS NULL AND e.redacted_by IS NULL AND e.anchor IS NOT NULL AND original.redacted_by IS NULL
   AND original.state_key IS NULL AND original.rel_type IS DISTINCT FROM 'm.replace'
   AND e.sender = original.sender AND e.type = original.type
@@ -273,7 +273,7 @@ ORDER BY e.room_id, e.relates_to, e.origin_server_ts DESC, e.event_id DESC
 _EVENTS = f"""
 SELECT e.room_id, {EVENT_COLUMNS}
 FROM unnest($1::text[], $2::text[]) AS w (room_id, event_id)
-JOIN rooms.events e ON e.room_id = w.room_id AND e.event_id = w.event_id {EVENT_JOINS}
+JOIN rooms.events e ON e.room_id = w.room_id AND e.event_id = w.event_id
 """  # noqa: S608
 
 

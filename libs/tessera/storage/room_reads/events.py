@@ -47,33 +47,37 @@ class EventRow(NamedTuple):
         return OrderKey(self.anchor, self.sub)
 
 
+# For `FROM rooms.events e`. Nearly no event has the neighbours of the last two, so that they are looked for row by row.
 EVENT_COLUMNS = """e.event_id, e.anchor, e.sub, e.type, e.state_key, e.sender, e.origin_server_ts, e.membership,
     e.history_visibility, e.sender_device, e.txn_id, e.replaces_state, e.redacted_by, e.relates_to, e.rel_type,
-    e.thread_root, e.pdu, previous.pdu, redaction.pdu"""
-
-# For `FROM rooms.events e`; both are NULL for nearly all events, and then cost no look-up.
-EVENT_JOINS = """
-    LEFT JOIN rooms.events previous ON previous.room_id = e.room_id AND previous.event_id = e.replaces_state
-    LEFT JOIN rooms.events redaction ON redaction.room_id = e.room_id AND redaction.event_id = e.redacted_by"""
+    e.thread_root, e.pdu,
+    CASE WHEN e.replaces_state IS NOT NULL THEN (
+        SELECT n.pdu FROM rooms.events n WHERE n.room_id = e.room_id AND n.event_id = e.replaces_state
+    ) END,
+    CASE WHEN e.redacted_by IS NOT NULL THEN (
+        SELECT n.pdu FROM rooms.events n WHERE n.room_id = e.room_id AND n.event_id = e.redacted_by
+    ) END"""
 
 # Constant text is put together here; values are always parameters.
 _BY_IDS = f"""
-SELECT {EVENT_COLUMNS} FROM rooms.events e {EVENT_JOINS}
+SELECT {EVENT_COLUMNS} FROM rooms.events e
 WHERE e.room_id = $1 AND e.event_id = ANY($2::text[]) AND e.rejected IS NULL AND e.soft_failed IS NULL
 """  # noqa: S608
 
 _PAGE = """
+SELECT {columns} FROM rooms.events e
+WHERE e.room_id = $1 AND (e.anchor, e.sub) > ($2, $3) AND (e.anchor, e.sub) <= ($4, $5) AND e.anchor IS NOT NULL
+ORDER BY e.anchor {direction}, e.sub {direction} LIMIT $6
+"""
+
+_FILTERED_PAGE = """
 SELECT {columns} FROM (
-    SELECT e.* FROM (
-        SELECT * FROM rooms.events e
-        WHERE e.room_id = $1 AND (e.anchor, e.sub) > ($2, $3) AND (e.anchor, e.sub) <= ($4, $5)
-          AND e.anchor IS NOT NULL
-        ORDER BY e.anchor {direction}, e.sub {direction} LIMIT $6
-    ) e
-    {where}
-    ORDER BY e.anchor {direction}, e.sub {direction} LIMIT $7
-) e {joins}
-ORDER BY e.anchor {direction}, e.sub {direction}
+    SELECT * FROM rooms.events e
+    WHERE e.room_id = $1 AND (e.anchor, e.sub) > ($2, $3) AND (e.anchor, e.sub) <= ($4, $5) AND e.anchor IS NOT NULL
+    ORDER BY e.anchor {direction}, e.sub {direction} LIMIT $6
+) e
+{where}
+ORDER BY e.anchor {direction}, e.sub {direction} LIMIT $7
 """
 
 _SCAN_END = """
@@ -100,11 +104,11 @@ WHERE ($8::text[] IS NULL OR e.type LIKE ANY($8::text[]))
 
 _DIRECTIONS = {True: "DESC", False: "ASC"}
 _PAGES = {
-    (backwards, filtered): _PAGE.format(
-        columns=EVENT_COLUMNS, joins=EVENT_JOINS, where=_MATCHES if filtered else "", direction=_DIRECTIONS[backwards]
-    )
-    for backwards in (True, False)
-    for filtered in (True, False)
+    backwards: _PAGE.format(columns=EVENT_COLUMNS, direction=direction) for backwards, direction in _DIRECTIONS.items()
+}
+_FILTERED_PAGES = {
+    backwards: _FILTERED_PAGE.format(columns=EVENT_COLUMNS, where=_MATCHES, direction=direction)
+    for backwards, direction in _DIRECTIONS.items()
 }
 _SCAN_ENDS = {backwards: _SCAN_END.format(direction=_DIRECTIONS[backwards]) for backwards in (True, False)}
 
@@ -204,9 +208,9 @@ async def list_page(
     """
     bounds = (room_id, *(after or _LOWEST), *(up_to or _HIGHEST))
     if conditions.is_empty:
-        rows = await tx.fetch(_PAGES[backwards, False], *bounds, limit, limit)
+        rows = await tx.fetch(_PAGES[backwards], *bounds, limit)
     else:
-        rows = await tx.fetch(_PAGES[backwards, True], *bounds, SCAN_LIMIT, limit, *conditions.parameters())
+        rows = await tx.fetch(_FILTERED_PAGES[backwards], *bounds, SCAN_LIMIT, limit, *conditions.parameters())
     return [EventRow(*row) for row in rows]
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from matrixcore.identifiers import EventId, RoomId, UserId
 from tessera.records import OrderKey
 from tessera.storage.database import Transaction
-from tessera.storage.room_reads.events import EVENT_COLUMNS, EVENT_JOINS, EventRow
+from tessera.storage.room_reads.events import EVENT_COLUMNS, EventRow
 
 
 class MembershipStep(NamedTuple):
@@ -20,7 +20,7 @@ class MembershipStep(NamedTuple):
 # Constant text is put together here; values are always parameters.
 _CURRENT = f"""
 SELECT {EVENT_COLUMNS} FROM rooms.current_state s
-JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id {EVENT_JOINS}
+JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id
 WHERE s.room_id = $1 AND s.type = 'm.room.member'
   AND ($2::text IS NULL AND $3::text IS NULL OR s.membership = $2 OR s.membership <> $3)
 """  # noqa: S608
@@ -31,7 +31,7 @@ SELECT {EVENT_COLUMNS} FROM (
     WHERE room_id = $1 AND type = 'm.room.member' AND (anchor, sub) <= ($4, $5)
     ORDER BY state_key, anchor DESC, sub DESC
 ) s
-JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id {EVENT_JOINS}
+JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id
 WHERE $2::text IS NULL AND $3::text IS NULL OR s.membership = $2 OR s.membership <> $3
 """  # noqa: S608
 

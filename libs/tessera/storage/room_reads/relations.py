@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from matrixcore.identifiers import EventId, RoomId, UserId
 from tessera.records import OrderKey
 from tessera.storage.database import Transaction
-from tessera.storage.room_reads.events import EVENT_COLUMNS, EVENT_JOINS, EventRow
+from tessera.storage.room_reads.events import EVENT_COLUMNS, EventRow
 
 MAX_BUNDLED_REFERENCES = 100
 
@@ -30,7 +30,7 @@ class Bundle:
 _EDITS = f"""
 SELECT DISTINCT ON (e.relates_to) {EVENT_COLUMNS}
 FROM rooms.events e
-JOIN rooms.events original ON original.room_id = e.room_id AND original.event_id = e.relates_to {EVENT_JOINS}
+JOIN rooms.events original ON original.room_id = e.room_id AND original.event_id = e.relates_to
 WHERE e.room_id = $1 AND e.relates_to = ANY($2::text[]) AND e.rel_type = 'm.replace' AND e.state_key IS NULL
   AND (e.anchor, e.sub) <= ($3, $4) AND e.redacted_by IS NULL AND original.redacted_by IS NULL
   AND original.state_key IS NULL AND original.rel_type IS DISTINCT FROM 'm.replace'
@@ -62,11 +62,11 @@ JOIN LATERAL (
     WHERE l.room_id = $1 AND l.thread_root = t.thread_root AND l.anchor = t.last_anchor AND l.rel_type = 'm.thread'
       AND l.redacted_by IS NULL
     ORDER BY l.sub DESC LIMIT 1
-) e ON true {EVENT_JOINS}
+) e ON true
 """  # noqa: S608
 
 _CHILDREN = """
-SELECT {columns} FROM rooms.events e {joins}
+SELECT {columns} FROM rooms.events e
 WHERE e.room_id = $1 AND e.relates_to = $2 AND (e.anchor, e.sub) > ($3, $4) AND (e.anchor, e.sub) <= ($5, $6)
   AND e.redacted_by IS NULL {conditions}
 ORDER BY e.anchor {direction}, e.sub {direction} LIMIT $7
@@ -75,7 +75,6 @@ ORDER BY e.anchor {direction}, e.sub {direction} LIMIT $7
 _CHILDREN_PAGES = {
     (backwards, len(conditions)): _CHILDREN.format(
         columns=EVENT_COLUMNS,
-        joins=EVENT_JOINS,
         conditions=" ".join(conditions),
         direction="DESC" if backwards else "ASC",
     )
@@ -85,7 +84,7 @@ _CHILDREN_PAGES = {
 
 _THREAD_ROOTS = f"""
 SELECT t.latest_anchor, {EVENT_COLUMNS} FROM rooms.threads t
-JOIN rooms.events e ON e.room_id = t.room_id AND e.event_id = t.thread_root {EVENT_JOINS}
+JOIN rooms.events e ON e.room_id = t.room_id AND e.event_id = t.thread_root
 WHERE t.room_id = $1 AND t.latest_anchor <= $2 AND e.anchor IS NOT NULL
   AND ($3::text IS NULL OR e.sender = $3 OR EXISTS (
         SELECT 1 FROM rooms.events reply

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from matrixcore.identifiers import RoomId, StateKey
 from tessera.records import OrderKey
 from tessera.storage.database import Transaction
-from tessera.storage.room_reads.events import EVENT_COLUMNS, EVENT_JOINS, EventRow
+from tessera.storage.room_reads.events import EVENT_COLUMNS, EventRow
 
 # Constant text is put together here; values are always parameters.
 _CURRENT = f"""
 SELECT {EVENT_COLUMNS} FROM rooms.current_state s
-JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id {EVENT_JOINS}
+JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id
 WHERE s.room_id = $1
 """  # noqa: S608
 
@@ -19,7 +19,7 @@ _CURRENT_OF_TYPES = f"{_CURRENT} AND s.type = ANY($2::text[])"
 _CURRENT_KEYS = f"""
 SELECT {EVENT_COLUMNS} FROM unnest($2::text[], $3::text[]) wanted (type, state_key)
 JOIN rooms.current_state s ON s.room_id = $1 AND s.type = wanted.type AND s.state_key = wanted.state_key
-JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id {EVENT_JOINS}
+JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id
 """  # noqa: S608
 
 # One row for each key: the newest at or below the point. A NULL event means that a resolution removed the key.
@@ -29,7 +29,7 @@ SELECT {EVENT_COLUMNS} FROM (
     WHERE room_id = $1 AND (anchor, sub) <= ($2, $3) {{of_types}}
     ORDER BY type, state_key, anchor DESC, sub DESC
 ) s
-JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id {EVENT_JOINS}
+JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id
 """  # noqa: S608
 _ALL_AT = _AT.format(of_types="")
 _TYPES_AT = _AT.format(of_types="AND type = ANY($4::text[])")
@@ -41,7 +41,7 @@ CROSS JOIN LATERAL (
     WHERE h.room_id = $1 AND h.type = wanted.type AND h.state_key = wanted.state_key AND (h.anchor, h.sub) <= ($2, $3)
     ORDER BY h.anchor DESC, h.sub DESC LIMIT 1
 ) s
-JOIN rooms.events e ON e.room_id = $1 AND e.event_id = s.event_id {EVENT_JOINS}
+JOIN rooms.events e ON e.room_id = $1 AND e.event_id = s.event_id
 """  # noqa: S608
 
 
