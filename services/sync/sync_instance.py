@@ -91,6 +91,8 @@ class SyncInstance:
         self._has_news = asyncio.Event()
         self._parked = 0
         self._is_stopping = False
+        self._logs_in_doubt = False
+        self._was_reset = asyncio.Event()
 
     async def start(self) -> None:
         """Take a place on the fan-out; before the first request."""
@@ -117,6 +119,7 @@ class SyncInstance:
             tasks.create_task(self.feed.run_repairs())
             tasks.create_task(self.users.run_catching_up())
             tasks.create_task(self._run_comparing())
+            tasks.create_task(self._run_after_resets())
             tasks.create_task(self._run_typing())
             tasks.create_task(self._run_news())
 
@@ -180,7 +183,8 @@ class SyncInstance:
             await self.users.catch_up(state)
             changed = None
         # After a reset nobody knows what was missed until the heads are read again.
-        answer = None if self.feed.is_in_doubt else await self._live.compose(state, request, changed)
+        is_in_doubt = self._logs_in_doubt or self.feed.is_in_doubt
+        answer = None if is_in_doubt else await self._live.compose(state, request, changed)
         if answer is not None:
             metrics.ANSWERS.labels("memory").inc()
             return answer
@@ -227,11 +231,22 @@ class SyncInstance:
 
     def _on_reset(self) -> None:
         self.feed.on_reset()
-        for state in self.users.all():
-            state.heard_head = max(state.heard_head, state.log_head + 1)
-            state.wake()
-        self._news.devices = True
-        self._has_news.set()
+        self._logs_in_doubt = True
+        self._was_reset.set()
+
+    async def _run_after_resets(self) -> None:
+        """Find whose logs moved unheard, in one query for all: waking everybody to look would be a stampede."""
+        while True:
+            await self._was_reset.wait()
+            self._was_reset.clear()
+            try:
+                await self.compare()
+            except Exception as error:  # nobody is answered from memory until it succeeds
+                log.warning("heads are not readable now", exc_info=not isinstance(error, DatabaseUnavailable))
+                self._was_reset.set()
+                await self._clock.sleep(RETRY_SECONDS)
+                continue
+            self._logs_in_doubt = self._was_reset.is_set()
 
     def _on_typing(self, change: TypingChange) -> None:
         if self.typing.apply(change):

@@ -4,7 +4,9 @@ from room_writing import running_writer
 from sync_world import ALICE, BOB, World, running_services, running_world
 from test_sync import bodies, joined, wait_parked
 
+from matrixcore.identifiers import UserId
 from tessera.clock import SystemClock
+from tessera.storage import account_data
 from tessera.storage.database import Database
 from tessera.storage.shards import RoomShards
 
@@ -52,6 +54,29 @@ async def test_a_reset_reads_the_heads_again(world: World) -> None:
         assert subscription.subscriber.on_reset is not None
         subscription.subscriber.on_reset()
     assert bodies(joined(await waiting, room_id)) == ["unheard"]
+
+
+async def test_a_reset_is_no_stampede(world: World, accounts: Database) -> None:
+    people = [UserId(f"@user{number}:here.org") for number in range(20)]
+    room_id = await world.room(*people)
+    clients = [world.client(user_id) for user_id in people]
+    waiting = []
+    for client in clients:
+        await client.sync(set_presence="offline")  # or each would be news for the others
+        waiting.append(await wait_parked(world, client, set_presence="offline"))
+    async with accounts.transaction() as tx:  # unheard
+        await account_data.set_content(tx, people[7], "", "org.test", b"{}")
+    async with accounts.counting() as count:
+        for subscription in world.fanout.subscriptions:
+            assert subscription.subscriber.on_reset is not None
+            subscription.subscriber.on_reset()
+        assert (await waiting[7])["account_data"]["events"] == [{"type": "org.test", "content": {}}]
+    assert count.statements <= 12
+    assert not any(task.done() for number, task in enumerate(waiting) if number != 7)
+    await world.say(room_id, people[0], "hello")
+    for number, task in enumerate(waiting):
+        if number != 7:
+            assert bodies(joined(await task, room_id)) == ["hello"]
 
 
 async def test_tokens_go_from_one_process_to_another(accounts: Database, shards: RoomShards) -> None:
