@@ -12,6 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tessera.config import Listener, Settings
+from tessera.http.exchange import REPLY
 from tessera.http.server_protocol import BoundedHttpProtocol
 from tessera.service import CannotStart
 
@@ -80,7 +81,10 @@ class Closing:
         """The application, with the header once it is time."""
 
         async def call(scope: Scope, receive: Receive, send: Send) -> None:
-            await app(scope, receive, _closing(send) if self.is_closing else send)
+            if self.is_closing:
+                scope.pop(REPLY, None)  # it would pass by
+                send = _closing(send)
+            await app(scope, receive, send)
 
         return call
 

@@ -9,8 +9,9 @@ Spec: C-S API §API Standards, §Web Browser Clients.
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 from urllib.parse import quote
 
 import structlog
@@ -21,13 +22,15 @@ from starlette.datastructures import State
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from tessera import tracing
-from tessera.http.deadlines import DEFAULT_DEADLINE_SECONDS, deadline_of
+from tessera.http.deadlines import DEFAULT_DEADLINE_SECONDS, Deadline, deadline_of
 from tessera.http.errors import InvalidParam, MatrixError, Unrecognized, error_reply
+from tessera.http.exchange import REPLY
 from tessera.http.failures import matrix_error_of
-from tessera.http.route_index import InvalidPath, RouteIndex, WrongMethod, check_query, split_path
+from tessera.http.replies import JSON_TYPE, JsonReply
+from tessera.http.route_index import InvalidPath, RouteIndex, WrongMethod, check_query
 from tessera.ids import IdSource
 from tessera.telemetry import RequestMetrics
 from tessera.tracing import RequestSpan
@@ -54,6 +57,10 @@ SEND_STALL_SECONDS = 60.0
 CLIENT_GONE = 499  # in figures and logs only: nobody was left to answer
 
 _UNMATCHED = "unmatched"
+# The lines of every answer that is JSON and nothing else.
+_JSON_LINES = b"".join(b"%b: %b\r\n" % header for header in (JSON_TYPE, *CORS_HEADERS))
+
+Handler = Callable[[Scope, Receive, Send], Awaitable[Response | None]]
 
 
 class MatrixApp:
@@ -71,7 +78,8 @@ class MatrixApp:
         # FastAPI's own application is there for request.app; its middleware and router stay unused.
         self._fastapi = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
         self._index = RouteIndex(routes)
-        self._handlers = {id(route): _asgi_of(route, deadline_seconds) for route in routes}
+        deadlines: dict[float, Deadline] = {}
+        self._handlers = {id(route): _handler_of(route, deadline_seconds, deadlines) for route in routes}
         self._ids = ids
         self._metrics = metrics
         self._log_requests = log_requests
@@ -97,41 +105,28 @@ class MatrixApp:
     async def _serve(self, scope: Scope, receive: Receive, send: Send, span: RequestSpan | None = None) -> None:
         started = time.perf_counter()
         scope["app"] = self._fastapi
-        status = 0
-        body_ended = False
-
-        async def watched_receive() -> Message:
-            nonlocal body_ended
-            message = await receive()
-            body_ended = body_ended or not message.get("more_body", False)
-            return message
-
-        async def send_with_cors(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *CORS_HEADERS]
-            elif message.get("more_body", False):
-                await _send_unless_stalled(send, message)
-                return
-            await send(message)
-
+        watch = _Watch(receive, send)
         try:
-            await self._dispatch(scope, watched_receive, send_with_cors)
+            response = await self._dispatch(scope, watch)
+            if response is not None:
+                await watch.answer(response, scope)
         except ClientDisconnect:
-            status = status or CLIENT_GONE
+            watch.status = watch.status or CLIENT_GONE
         except Exception as error:  # the edge: whatever went wrong, the client gets an answer
             answer = self._answer_for(error, scope)
-            if status:
+            if watch.status:
                 raise  # half an answer is out: cut the connection, so that nobody takes it for whole
-            if body_ended or not _body_may_be_long(scope):
-                await error_reply(answer)(scope, receive, send_with_cors)
+            if watch.body_ended or not _body_may_be_long(scope):
+                await watch.answer(error_reply(answer), scope)
             else:
-                await _answer_and_close(answer, receive, send_with_cors)
+                await _answer_and_close(answer, receive, watch.send)
+        except asyncio.CancelledError:
+            watch.status = watch.status or CLIENT_GONE
+            raise
         finally:
-            self._note(scope, status, time.perf_counter() - started)
+            self._note(scope, watch.status, time.perf_counter() - started)
             if span is not None:
-                span.finish(scope.get("tessera.operation", _UNMATCHED), scope["method"], status)
+                span.finish(scope.get("tessera.operation", _UNMATCHED), scope["method"], watch.status)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         operation = scope.get("tessera.operation", _UNMATCHED)
@@ -143,17 +138,17 @@ class MatrixApp:
                 "request", operation=operation, method=scope["method"], status=status, ms=round(seconds * 1000, 2)
             )
 
-    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] == "OPTIONS":
-            await Response(status_code=204, headers=PREFLIGHT_HEADERS)(scope, receive, send)
-            return
+    async def _dispatch(self, scope: Scope, watch: "_Watch") -> Response | None:
+        """The answer, or None if it has been sent."""
+        method = scope["method"]
+        if method == "OPTIONS":
+            return Response(status_code=204, headers=PREFLIGHT_HEADERS)
         raw_path: bytes = scope.get("raw_path") or quote(scope["path"]).encode("ascii")
         try:
-            segments = split_path(raw_path.partition(b"?")[0])
             check_query(scope["query_string"])
+            found = self._index.find(raw_path, method)
         except InvalidPath as error:
             raise InvalidParam(str(error)) from None
-        found = self._index.find(segments, scope["method"])
         if found is None:
             raise Unrecognized
         if isinstance(found, WrongMethod):
@@ -163,7 +158,7 @@ class MatrixApp:
         scope["endpoint"] = route.endpoint
         scope["route"] = route
         scope["tessera.operation"] = route.name
-        await self._handlers[id(route)](scope, receive, send)
+        return await self._handlers[id(route)](scope, watch.receive, watch.send)
 
     def _answer_for(self, error: Exception, scope: Scope) -> MatrixError:
         answer = matrix_error_of(error)
@@ -209,47 +204,65 @@ def create_app(
     return app
 
 
-def _asgi_of(route: Route, default_seconds: float) -> ASGIApp:
-    """The application of one route. The deadline covers the handler, not the sending of what it made."""
+class _Watch:
+    """What is to be known of a request when its handler fails: whether its body has ended, and an answer begun."""
+
+    __slots__ = ("_receive", "_send", "body_ended", "status")
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self.body_ended = False
+        self.status = 0
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if not message.get("more_body", False):
+            self.body_ended = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send a part of an answer, with the headers that all answers have."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", ()), *CORS_HEADERS]
+        elif message.get("more_body", False):
+            await _send_unless_stalled(self._send, message)
+            return
+        await self._send(message)
+
+    async def answer(self, response: Response, scope: Scope) -> None:
+        """Send an answer, in one piece where the server can."""
+        if type(response) is JsonReply and response.is_plain:
+            reply = scope.get(REPLY)
+            lines = b"%bcontent-length: %d\r\n" % (_JSON_LINES, len(response.body))
+            if reply is not None and reply(response.status_code, lines, response.body):
+                self.status = response.status_code
+                return
+        await response(scope, self.receive, self.send)
+
+
+def _handler_of(route: Route, default_seconds: float, deadlines: dict[float, Deadline]) -> Handler:
+    """What serves a route. The deadline covers the handler, not the sending of what it made."""
     endpoint = route.endpoint
     seconds = deadline_of(endpoint, default_seconds)
+    limit = None if seconds is None else deadlines.setdefault(seconds, Deadline(seconds))
     if isinstance(route, APIRoute):
         app = AsyncExitStackMiddleware(route.app)
-        return app if seconds is None else _within(app, seconds)
 
-    async def call(scope: Scope, receive: Receive, send: Send) -> None:
-        if seconds is None:
-            response: Response = await endpoint(Request(scope, receive, send))
-        else:
-            try:
-                async with asyncio.timeout(seconds) as limit:
-                    response = await endpoint(Request(scope, receive, send))
-            except TimeoutError:
-                if not limit.expired():
-                    raise
-                raise _overdue() from None
-        await response(scope, receive, send)
+        async def call_solved(scope: Scope, receive: Receive, send: Send) -> Response | None:
+            # FastAPI sends the response itself; its answers are short, so the deadline may cover that too.
+            call = app(scope, receive, send)
+            await (call if limit is None else limit.within(call))
+            return None
+
+        return call_solved
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> Response | None:
+        work: Coroutine[Any, Any, Response] = endpoint(Request(scope, receive, send))
+        return await (work if limit is None else limit.within(work))
 
     return call
-
-
-def _within(app: ASGIApp, seconds: float) -> ASGIApp:
-    """FastAPI sends the response itself; its answers are short, so the deadline may cover that too."""
-
-    async def call(scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            async with asyncio.timeout(seconds) as limit:
-                await app(scope, receive, send)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise _overdue() from None
-
-    return call
-
-
-def _overdue() -> MatrixError:
-    return MatrixError("The request took too long", errcode="M_UNKNOWN", status=504)
 
 
 async def _send_unless_stalled(send: Send, message: Message) -> None:

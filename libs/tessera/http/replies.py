@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 from starlette.responses import Response
 
-_CONTENT_TYPE = (b"content-type", b"application/json")
+JSON_TYPE = (b"content-type", b"application/json")
 
 
 class JsonReply(Response):
@@ -18,11 +18,16 @@ class JsonReply(Response):
         self.status_code = status
         self.background = None
         self.body = body
-        self.raw_headers = [_CONTENT_TYPE, (b"content-length", b"%d" % len(body))]
+        self.raw_headers = [JSON_TYPE, (b"content-length", b"%d" % len(body))]
         if headers:
             self.raw_headers += [
                 (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()
             ]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its type and length are all that its head says."""
+        return len(self.raw_headers) == 2
 
 
 def json_reply(value: Any, status: int = 200, *, headers: Mapping[str, str] | None = None) -> Response:

@@ -8,12 +8,13 @@ slash is part of its segment: event IDs of room version 3, aliases and state key
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from starlette.routing import Route
 
 _PARAMETER = re.compile(r"\{([A-Za-z_]\w*)(?::(\w+))?\}")
-_UNUSUAL = re.compile(rb"\x00|%(?![1-7][0-9A-Fa-f]|0[1-9A-Fa-f])")  # NUL, not ASCII, or no escape at all
+_UNUSUAL = re.compile(rb"%(?![1-7][0-9A-Fa-f]|0[1-9A-Fa-f])")  # NUL, not ASCII, or no escape at all
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
@@ -21,8 +22,7 @@ class InvalidPath(ValueError):
     """The path or query is wrongly encoded, or has a NUL."""
 
 
-@dataclass(frozen=True, slots=True)
-class MatchedRoute:
+class MatchedRoute(NamedTuple):
     """A route with its parameters, decoded."""
 
     route: Route
@@ -55,13 +55,21 @@ class RouteIndex:
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._root = _Node()
+        self._fixed: dict[tuple[bytes, str], Route] = {}  # paths without parameters, which need no search
         for route in routes:
             self._add(route)
 
-    def find(self, segments: Sequence[str], method: str) -> MatchedRoute | WrongMethod | None:
-        """The route for a path, given as `split_path` splits it."""
+    def find(self, raw_path: bytes, method: str) -> MatchedRoute | WrongMethod | None:
+        """The route for a path as it came.
+
+        Raises:
+            InvalidPath
+        """
+        route = self._fixed.get((raw_path, method))
+        if route is not None:
+            return MatchedRoute(route, {})
         allowed: set[str] = set()
-        found = _search(self._root, segments, 0, method, (), allowed)
+        found = _search(self._root, split_path(raw_path.partition(b"?")[0]), 0, method, (), allowed)
         if found is not None:
             target, values = found
             return MatchedRoute(target.route, dict(zip(target.names, values, strict=True)))
@@ -90,6 +98,9 @@ class RouteIndex:
                 node.parameter = _Node()
             node = node.parameter
         _put(node.targets, route, tuple(names))
+        if not names:
+            for method in node.targets:
+                self._fixed[route.path.encode("ascii"), method] = node.targets[method].route
 
 
 def _put(targets: dict[str, _Target], route: Route, names: tuple[str, ...]) -> None:
@@ -149,7 +160,7 @@ def split_path(raw_path: bytes) -> list[str]:
 def check_query(query: bytes) -> None:
     """Raise InvalidPath if a query string is wrongly encoded or has a NUL."""
     # Most queries escape ASCII alone (a filter in JSON): for them two searches say it all.
-    if _UNUSUAL.search(query) or not query.isascii():
+    if (b"%" in query and _UNUSUAL.search(query)) or not query.isascii() or b"\0" in query:
         _decode(query, "query")
 
 
