@@ -186,9 +186,9 @@ class SyncInstance:
         is_in_doubt = self._logs_in_doubt or self.feed.is_in_doubt
         answer = None if is_in_doubt else await self._live.compose(state, request, changed)
         if answer is not None:
-            metrics.ANSWERS.labels("memory").inc()
+            metrics.ANSWERS_FROM_MEMORY.inc()
             return answer
-        metrics.ANSWERS.labels("database").inc()
+        metrics.ANSWERS_FROM_DATABASE.inc()
         answer = await self.snapshots.read(request)
         if state.log_head == answer.token.user:
             for room_id, counts in answer.unread.items():

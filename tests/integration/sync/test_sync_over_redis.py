@@ -78,10 +78,10 @@ async def test_hints_alone_bring_messages_account_data_and_typing(redis_world: W
     bob = world.client(BOB)
     await bob.sync()
     waiting = await wait_parked(world, bob)
-    snapshots = metrics.ANSWERS.labels("database")._value.get()
+    snapshots = metrics.ANSWERS_FROM_DATABASE.value
     await world.say(room_id, ALICE, "hello")
     assert bodies(joined(await waiting, room_id)) == ["hello"]
-    assert metrics.ANSWERS.labels("database")._value.get() == snapshots
+    assert metrics.ANSWERS_FROM_DATABASE.value == snapshots
     waiting = await wait_parked(world, bob)
     await world.set_data(BOB, "org.test", {"is": 1})
     assert (await waiting)["account_data"]["events"][0]["content"] == {"is": 1}
