@@ -1,4 +1,4 @@
-"""The command `tessera`: serve, run, generate-config, check-config, register-user, migrate, topics."""
+"""The command `tessera`: serve, run, generate-config, check-config, register-user, migrate, topics, cluster."""
 
 import getpass
 import hashlib
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from services import dead_letters_command
+from services.cluster.command import cluster_command
 from services.command_line import (
     DEFAULT_CONFIG,
     ConfigOption,
@@ -22,6 +24,7 @@ from services.command_line import (
     show_progress,
 )
 from services.topics_command import topics_command
+from services.upkeep_commands import rebuild_command, verify_command
 from tessera.config import ConfigError, Settings, generate_config
 from tessera.config.services import SERVICE_NAMES
 from tessera.service import CannotStart
@@ -32,6 +35,10 @@ if TYPE_CHECKING:
 # What a command needs is imported when it runs: each process of a cluster carries its own service only.
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.command("topics")(topics_command)
+app.command("rebuild")(rebuild_command)
+app.command("verify")(verify_command)
+app.add_typer(dead_letters_command.app, name="dead-letters")
+app.command("cluster")(cluster_command)
 
 
 def main() -> None:
