@@ -49,6 +49,7 @@ chaos: $(DEVELOPMENT)
 
 bench: $(DEVELOPMENT)
 	$(BIN)/python -m bench.writer_floor
+	$(BIN)/python -m bench.kafka_floor
 
 # Pins, without the place that they were fetched from.
 lock: .venv/bin/python

@@ -30,6 +30,7 @@ BUFFERED_BYTES = 16 << 20
 _FETCH_RECORDS = 500
 _FETCH_BYTES = 4 << 20
 _POLL_MS = 60_000
+_ROUND_MS = 5_000  # of the fetching loop, which every event wakes before; often is only costly
 _JOINING_WAIT_MS = 20
 _JOINING_MARGIN_SECONDS = 0.25  # beyond fetch_max_wait, until the steady consumer surely reads a new partition
 _LOOK_SECONDS = 10.0  # how often the topic's id is looked at
@@ -197,6 +198,7 @@ class PartitionFeed:
             auto_offset_reset="none",
             fetch_max_wait_ms=wait_ms,
             fetch_max_bytes=_FETCH_BYTES,
+            consumer_timeout_ms=_ROUND_MS,
             **self._connection.client_options(),
         )
         try:
