@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError, NoError, UnknownTopicOrPartitionError, f
 from aiokafka.protocol.offset import OffsetRequest
 
 from tessera.bus.kafka.metadata_request import DescribeTopicsRequest
+from tessera.bus.kafka.quieting import quiet_aiokafka
 from tessera.bus.protocol import BusUnavailable
 from tessera.config import KafkaSettings
 
@@ -67,6 +68,7 @@ class KafkaConnection:
         self._ssl_context = _ssl_context(settings)
         self._client: AIOKafkaClient | None = None
         self._opening = asyncio.Lock()
+        quiet_aiokafka()
 
     @property
     def timeout_seconds(self) -> float:

@@ -38,6 +38,10 @@ _STALLED_SECONDS = 60.0  # a consumer that had no answer for so long, though bro
 _RETRY_SECONDS = 0.5
 
 
+class _TopicGone(BusUnavailable):
+    """Brokers answer, and know no such topic."""
+
+
 @dataclass(slots=True)
 class _Place:
     next_offset: int
@@ -263,6 +267,8 @@ class PartitionFeed:
             await self._clock.sleep(_LOOK_SECONDS)
             try:
                 await self._look_at_topic()
+            except _TopicGone:
+                raise  # the consumers would ask for it without a pause
             except BusUnavailable as error:
                 log.warning("topic not looked at", topic=self._topic.name, error=str(error))
                 answered = self._clock.now_ms()  # no wonder that the consumer has no answers either
@@ -284,7 +290,7 @@ class PartitionFeed:
         name = self._topic.name
         found = (await self._connection.describe_topics([name])).get(name)
         if found is None:
-            raise BusUnavailable("there is no such topic")
+            raise _TopicGone("there is no such topic")
         if found.partitions != self._topic.partitions:
             raise BusUnavailable(f"it has {found.partitions} partitions, not {self._topic.partitions}")
         if found.topic_id != (self._replacement or self._topic).topic_id:
