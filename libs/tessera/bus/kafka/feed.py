@@ -70,6 +70,7 @@ class PartitionFeed:
         self._replacement: TopicDescription | None = None
         self._running: asyncio.Task[None] | None = None
         self._closed = False
+        metrics.TOPICS_REPLACED.labels(topic.name)  # at 0, or Prometheus sees no increase to the first one
 
     @property
     def topic_id(self) -> str:
