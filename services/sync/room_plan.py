@@ -107,7 +107,8 @@ def plan_incremental(rooms: Sequence[UserRoom], entries: Sequence[UserLogRow], i
         elif room.membership == KNOCK:
             plan.knocks.append(room)
         elif before == JOIN:
-            plan.left.append(PlannedRoom(room, is_new=False, was_known=True, is_left=True))
+            start = first_positions[room.room_id]
+            plan.left.append(PlannedRoom(room, is_new=False, was_known=True, moved_from=start, is_left=True))
         elif any(membership == JOIN for membership in path):
             plan.left.append(PlannedRoom(room, is_new=True, is_left=True))
         elif before is not None or room.membership == "ban":

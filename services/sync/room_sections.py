@@ -73,6 +73,7 @@ class _Room:
     limited: bool = False
     state: dict[tuple[str, str], EventRow] = field(default_factory=dict)
     changed: dict[tuple[str, str], EventId] = field(default_factory=dict)  # from the timeline's beginning to the end
+    lost: set[tuple[str, str]] = field(default_factory=set)  # keys that a resolution emptied
     heroes: list[UserId] | None = None
     with_summary: bool = False
 
@@ -248,6 +249,7 @@ class ShardReader:
             if gaps:
                 for room_id, changes in (await sync_reads.list_state_changes(self._tx, gaps)).items():
                     rooms[room_id].state = {one.key: one.event for one in changes if one.event is not None}
+                    rooms[room_id].lost.update(one.key for one in changes if one.event is None)
         await self._read_unexplained({room_id: room for room_id, room in rooms.items() if room_id not in complete})
 
     async def _read_unexplained(self, rooms: Mapping[RoomId, _Room]) -> None:
@@ -269,6 +271,7 @@ class ShardReader:
         for key, event in newest.items():
             if event is None:
                 room.state.pop(key, None)
+                room.lost.add(key)
             elif event.event_id not in told:
                 room.state[key] = event
 
@@ -277,7 +280,8 @@ class ShardReader:
         for room_id, room in self._rooms.items():
             if room.planned.is_left:
                 continue
-            named_anew = any(row.type in _NAMING for row in room.events) or any(key[0] in _NAMING for key in room.state)
+            changed = (*((row.type, row.state_key) for row in room.events), *room.state, *room.lost)
+            named_anew = any(key[0] in _NAMING for key in changed)
             room.with_summary = room.is_fresh or self._request.full_state or room.row.members_changed or named_anew
             if not room.with_summary or has_text(room.row.name_pdu, "name") or has_text(room.row.alias_pdu, "alias"):
                 continue

@@ -105,6 +105,7 @@ async def test_state_without_an_event_is_told_and_events_that_lost_do_not_mislea
         section = (await client.sync(**query))["rooms"]["join"][room_id]
         assert told(section)["m.room.topic"] == first
         assert "m.room.name" not in told(section)
+        assert section["summary"]["m.heroes"] == [BOB]  # of a room that has no name any more
         assert told(section)["m.room.power_levels"] == batch.records[0].event.event_id
         assert section["timeline"]["events"][-1]["event_id"] == last
     fresh = [await world.client(ALICE, f"N{query}").sync(**query) for _, query in clients]

@@ -110,7 +110,7 @@ class ModelClient:
             room_id: {
                 key: value
                 for key, value in summary.items()
-                if key != "m.heroes" or ("m.room.name", "") not in self.states[room_id]
+                if key != "m.heroes" or ("m.room.name", "") not in states[room_id]
             }
             for room_id, summary in self.summaries.items()
         }
