@@ -7,7 +7,7 @@ import pytest
 from writer_world import BOB, World, message
 
 from matrixcore.identifiers import RoomId, UserId
-from services.rooms import shard_writer
+from services.rooms import deciding
 from tessera.bus import LocalCommandBus
 from tessera.commands import Append, NewEvent, OutcomeStatus
 from tessera.records import RecordKind, encode_record
@@ -40,7 +40,7 @@ class Commits:
 @pytest.fixture
 def commits(monkeypatch: pytest.MonkeyPatch) -> Commits:
     made = Commits()
-    monkeypatch.setattr(shard_writer, "commit", made.commit)
+    monkeypatch.setattr(deciding, "commit", made.commit)
     return made
 
 
@@ -283,7 +283,7 @@ async def test_what_postgresql_refuses_is_a_dead_letter_in_nobodys_way(
     world = any_world
     async with world.writer():
         rooms = [await world.new_room() for _ in range(4)]
-        monkeypatch.setattr(shard_writer, "commit", Poison().commit)
+        monkeypatch.setattr(deciding, "commit", Poison().commit)
         poison = world.command(rooms[0], message("poison"))
         sends = [world.command(rooms[number % 4], message(f"good {number}")) for number in range(12)]
         results = await asyncio.gather(*map(world.submit, [*sends[:6], poison, *sends[6:]]))
@@ -301,7 +301,7 @@ async def test_a_dead_letter_is_replayed_or_dropped_once(world: World, monkeypat
     async with world.writer():
         room_id = await world.new_room()
         poison = Poison()
-        monkeypatch.setattr(shard_writer, "commit", poison.commit)
+        monkeypatch.setattr(deciding, "commit", poison.commit)
         commands = [world.command(room_id, message(f"poison {number}")) for number in range(2)]
         assert [(await world.submit(command)).http_status for command in commands] == [500, 500]
         async with world.shards.of_room(room_id).reading() as tx:

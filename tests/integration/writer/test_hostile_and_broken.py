@@ -7,7 +7,7 @@ from test_batches import Poison
 from writer_world import ALICE, World, message
 
 from matrixcore.identifiers import RoomId
-from services.rooms import shard_writer
+from services.rooms import deciding
 from tessera.bus.admission import UNDONE_LIMIT
 from tessera.commands import Append, NewEvent, OutcomeStatus
 from tessera.storage import dead_letters, writer_batch
@@ -89,11 +89,11 @@ async def test_what_was_bisected_leaves_no_offset_undone(world: World, monkeypat
                 break
             rooms[partition] = room_id
         pair = (room_id, rooms[partition])
-        monkeypatch.setattr(shard_writer, "commit", Poison().commit)
+        monkeypatch.setattr(deciding, "commit", Poison().commit)
         texts = ["good 1", "good 2", "good 3", "poison", "good 4", "good 5", "poison too", "good 6"]
         sends = [world.command(pair[number % 2], message(text)) for number, text in enumerate(texts)]
         await asyncio.gather(*map(world.submit, sends))
-        (owned,) = [one._owned[partition] for one in writer.writers if partition in one.partitions]
+        (owned,) = [one._partitions.get(partition) for one in writer.writers if partition in one.partitions]
         assert not owned.undone
         assert owned.done_offset == owned.taken_offset
         for start in range(0, UNDONE_LIMIT + 200, 200):
@@ -122,7 +122,7 @@ async def test_what_ends_its_writer_again_and_again_is_a_dead_letter(
     async with world.writer():
         room_id = await world.new_room()
         deadly = Deadly()
-        monkeypatch.setattr(shard_writer, "commit", deadly.commit)
+        monkeypatch.setattr(deciding, "commit", deadly.commit)
         texts = ["good 1", "deadly", "good 2", "good 3"]
         sends = [world.command(room_id, message(text)) for text in texts]
         results = await asyncio.gather(*map(world.submit, sends))
