@@ -83,7 +83,9 @@ async def test_who_is_proved_gone_is_followed_at_once(world: World) -> None:
         room_id = await world.new_room()
         database = world.shards.of_room(room_id)
         async with world.writer("second") as second:
-            first.writers[0]._partitions.ownership._stopping = True  # it does not take its leases again, as if it were dead
+            first.writers[
+                0
+            ]._partitions.ownership._stopping = True  # it does not take its leases again, as if it were dead
             began = time.monotonic()
             async with database.reading() as tx:
                 assert await tx.fetchval(END_OF, "first") == 1
