@@ -70,6 +70,31 @@ async def reach_stores(settings: Settings, name: str) -> AsyncIterator[Stores]:
     accounts_dsn = settings.accounts_dsn
     if accounts_dsn is None:
         raise CannotStart("separate processes need a PostgreSQL that they all reach: set tessera.accounts_dsn")
+    async with _reach(settings, accounts_dsn, name) as stores:
+        yield stores
+
+
+@asynccontextmanager
+async def running_stores(settings: Settings, name: str) -> AsyncIterator[Stores]:
+    """The databases for a tool: beside the server that uses them, or with an embedded PostgreSQL started for it.
+
+    Raises:
+        EmbeddedPostgresError, DatabaseUnavailable, MigrationError, PlacementMismatch: with one line.
+    """
+    async with AsyncExitStack() as stack:
+        accounts_dsn = settings.accounts_dsn
+        if accounts_dsn is None:
+            postgres = EmbeddedPostgres(settings.data_dir / "postgres")
+            accounts_dsn = postgres.find_running_dsn()
+            if accounts_dsn is None:
+                await postgres.start()
+                stack.push_async_callback(postgres.stop)
+                accounts_dsn = postgres.dsn()
+        yield await stack.enter_async_context(_reach(settings, accounts_dsn, name))
+
+
+@asynccontextmanager
+async def _reach(settings: Settings, accounts_dsn: str, name: str) -> AsyncIterator[Stores]:
     shard_dsns = settings.shard_dsns(accounts_dsn)
     await require_current(accounts_dsn, Tree.ACCOUNTS)
     for dsn in dict.fromkeys(shard_dsns.values()):

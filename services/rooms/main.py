@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from matrixcore.identifiers import ServerName
+from services.rooms.replaying import replay_requested
 from services.rooms.service import RoomWriter
 from tessera.service import Service, Surroundings
 
@@ -24,9 +25,13 @@ async def open_rooms(around: Surroundings) -> AsyncIterator[Service]:
         name=around.name,
         session_locks=not around.settings.tessera.pgbouncer,
     )
+
+    async def replay() -> None:
+        await replay_requested(around.shards, around.commands, around.clock)
+
     try:
         service = Service(
-            checks={"leases": writer.check_leases}, background=(writer.run,), wait_started=writer.wait_ready
+            checks={"leases": writer.check_leases}, background=(writer.run, replay), wait_started=writer.wait_ready
         )
         yield replace(service, drain=writer.drain) if around.is_shared else service
     finally:

@@ -96,6 +96,17 @@ class EmbeddedPostgres:
             return f"postgresql://{login}@127.0.0.1:{self._port}/{database}"
         return f"postgresql://{login}@/{database}?" + urlencode({"host": str(self._socket_directory)})
 
+    def find_running_dsn(self) -> str | None:
+        """The URL of the database if another Tessera runs this server now: for a tool beside it."""
+        found = read_pid_file(self._cluster)
+        if found is None or not found.ready or not is_postmaster_of(found.pid, self._cluster):
+            return None
+        self._password = self._find_or_make_password()
+        self._port = found.port
+        directory = self._root / "socket"
+        self._socket_directory = directory if directory.exists() else None
+        return self.dsn()
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self

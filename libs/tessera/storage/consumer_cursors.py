@@ -1,6 +1,6 @@
 """How far the consumers of room.log have come, committed with what they did."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from matrixcore.identifiers import RoomId
@@ -33,6 +33,9 @@ INSERT INTO accounts.stale_rooms AS s (consumer, room_id, incarnation, position,
 ON CONFLICT (consumer, room_id) DO NOTHING
 """
 
+_CLEAR_STALE = "DELETE FROM accounts.stale_rooms WHERE consumer = $1 AND room_id = ANY($2::text[])"
+_LIST_STALE = "SELECT consumer, room_id, error FROM accounts.stale_rooms ORDER BY consumer, room_id LIMIT $1"
+
 
 async def list_cursors(tx: Transaction, consumer: str) -> dict[int, Cursor]:
     """The consumer's cursors by partition; where there is none it has taken nothing."""
@@ -53,3 +56,13 @@ async def move_cursors(tx: Transaction, consumer: str, cursors: Mapping[int, Cur
 async def mark_stale(tx: Transaction, consumer: str, room_id: RoomId, at: Cursor, error: str) -> None:
     """A room's records from `at` on could not be taken; the first failure is kept."""
     await tx.execute(_MARK_STALE, consumer, room_id, at.incarnation, at.position, error[:MAX_ERROR_LENGTH])
+
+
+async def clear_stale(tx: Transaction, consumer: str, room_ids: Sequence[RoomId]) -> None:
+    """These rooms were made anew from the shards: what could not be taken of them is done with."""
+    await tx.execute(_CLEAR_STALE, consumer, list(room_ids))
+
+
+async def list_stale(tx: Transaction, limit: int) -> list[tuple[str, RoomId, str]]:
+    """(consumer, room, error) of rooms that wait for a rebuild."""
+    return [(row[0], RoomId(row[1]), row[2]) for row in await tx.fetch(_LIST_STALE, limit)]

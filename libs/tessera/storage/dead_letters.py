@@ -14,14 +14,15 @@ from tessera.storage.database import Transaction
 
 _LIST = """
 SELECT command_id, partition, room_id, error, state, (extract(epoch FROM created_at) * 1000)::bigint AS created_ms
-FROM rooms.dead_letters WHERE state = 'dead' OR $1
+FROM rooms.dead_letters WHERE state IN ('dead', 'requested') OR $1
 ORDER BY created_at, command_id LIMIT $2
 """
 
 # The outcome goes with the state, so that of two replays only one sends the command.
 _REPLAY = """
 WITH letter AS (
-    UPDATE rooms.dead_letters SET state = 'replayed' WHERE command_id = $1 AND state = 'dead'
+    UPDATE rooms.dead_letters SET state = 'replayed' WHERE command_id = $1
+        AND state IN ('dead', 'requested')
     RETURNING command_id, command
 ), reopened AS (
     DELETE FROM rooms.outcomes o USING letter WHERE o.command_id = letter.command_id
@@ -37,6 +38,9 @@ ON CONFLICT (command_id) DO UPDATE SET attempts = command_attempts.attempts + 1
 RETURNING attempts
 """
 
+_REQUEST = "UPDATE rooms.dead_letters SET state = 'requested' WHERE command_id = $1 AND state = 'dead'"
+_LIST_REQUESTED = "SELECT command_id FROM rooms.dead_letters WHERE state = 'requested' ORDER BY created_at LIMIT $1"
+
 _DROP = "UPDATE rooms.dead_letters SET state = 'dropped' WHERE command_id = $1 AND state = 'dead'"
 
 
@@ -47,7 +51,7 @@ class DeadLetter(NamedTuple):
     partition: int
     room_id: RoomId
     error: str
-    state: str  # dead, replayed or dropped
+    state: str  # dead, requested (to be replayed by a writer), replayed or dropped
     created_ms: int
 
 
@@ -65,6 +69,16 @@ async def replay(tx: Transaction, command_id: bytes) -> Command | None:
     """Reopen a dead command; the caller sends it again. None if there is none that is dead."""
     command = await tx.fetchval(_REPLAY, command_id)
     return None if command is None else decode_command(command)
+
+
+async def request_replay(tx: Transaction, command_id: bytes) -> bool:
+    """Ask the writers for another try of a dead command; False if there is none that is dead."""
+    return await tx.execute(_REQUEST, command_id) == "UPDATE 1"
+
+
+async def list_requested(tx: Transaction, limit: int) -> list[bytes]:
+    """The ids of commands that somebody wants replayed, oldest first."""
+    return [row[0] for row in await tx.fetch(_LIST_REQUESTED, limit)]
 
 
 async def drop(tx: Transaction, command_id: bytes) -> bool:
