@@ -138,8 +138,7 @@ def load_event(pdu: bytes, event_id: EventId, rules: RoomVersionRules, *, room_i
         pdu: `Event.pdu`, as it was.
         room_id: spares a look into the event where the caller knows it.
     """
-    fields = orjson.loads(pdu) if rules.strict_canonical_json else parse_exact_json(pdu)
-    return make_event(fields, pdu, event_id, rules, room_id=room_id)
+    return make_event(_load_fields(pdu, rules), pdu, event_id, rules, room_id=room_id)
 
 
 def make_event(
@@ -199,23 +198,45 @@ def client_form(event: Event) -> bytes:
 
     Spec: C-S API §Room event format; Room Version 11 §Moving the redacts property.
     """
-    shown: dict[str, Any] = {
-        "content": event.content,
-        "event_id": event.event_id,
-        "origin_server_ts": event.origin_server_ts,
-        "sender": event.sender,
-        "type": event.type,
+    return _dump_exactly(_client_fields(event.fields, event.event_id, event.rules))[:-1]
+
+
+def client_fields(pdu: bytes, event_id: EventId, rules: RoomVersionRules) -> dict[str, Any]:
+    """What `client_form` says, of bytes that this server has stored: a new mapping, for orjson to write."""
+    shown = _client_fields(_load_fields(pdu, rules), event_id, rules)
+    if not rules.strict_canonical_json:
+        shown["content"] = orjson.Fragment(_dump_exactly(shown["content"]))
+    return shown
+
+
+def _load_fields(pdu: bytes, rules: RoomVersionRules) -> Mapping[str, Any]:
+    fields: Mapping[str, Any] = orjson.loads(pdu) if rules.strict_canonical_json else parse_exact_json(pdu)
+    return fields
+
+
+def _client_fields(fields: Mapping[str, Any], event_id: EventId, rules: RoomVersionRules) -> dict[str, Any]:
+    content = fields["content"]
+    shown = {
+        "content": content,
+        "event_id": event_id,
+        "origin_server_ts": fields["origin_server_ts"],
+        "sender": fields["sender"],
+        "type": fields["type"],
     }
-    if event.state_key is not None:
-        shown["state_key"] = event.state_key
-    if event.redacts is not None:
-        shown["redacts"] = event.redacts
-        if not event.rules.redacts_in_content:
-            shown["content"] = {**event.content, "redacts": event.redacts}
+    if "state_key" in fields:
+        shown["state_key"] = fields["state_key"]
+    if shown["type"] == "m.room.redaction" and (redacts := _redacts(fields, content, rules)) is not None:
+        shown["redacts"] = redacts
+        if not rules.redacts_in_content:
+            shown["content"] = {**content, "redacts": redacts}
+    return shown
+
+
+def _dump_exactly(value: Mapping[str, Any]) -> bytes:
     try:
-        return orjson.dumps(shown)[:-1]
+        return orjson.dumps(value)
     except TypeError:  # an integer beyond 64 bits, in a room of version 1 to 5
-        return encode_canonical_json(shown, strict=False)[:-1]
+        return encode_canonical_json(value, strict=False)
 
 
 def _redacts(fields: Mapping[str, Any], content: Mapping[str, Any], rules: RoomVersionRules) -> EventId | None:

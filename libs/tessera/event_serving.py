@@ -1,17 +1,19 @@
 """From stored events to the JSON that clients get, as bytes.
 
-The client form of an event is made once; what depends on the reader (room_id, unsigned) is put
-behind it byte by byte, so that serving an event parses and serialises nothing again.
+The client form of a live event is made once; what depends on the reader (room_id, unsigned) is put
+behind it byte by byte, so that serving it parses and serialises nothing again. A stored event is parsed, what
+depends on the reader becomes a part of it, and it is written with the rest of the answer.
 
 Spec: C-S API §Room event format, §Aggregations of child events; MSC4115 for `membership`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
-from matrixcore.events import client_form, load_event
+from matrixcore.events import client_fields
 from matrixcore.identifiers import EventId, RoomId, UserId
 from matrixcore.room_versions import RoomVersionRules
 from tessera.records import EventBody
@@ -35,11 +37,6 @@ class Reader:
     device_id: str | None
     now_ms: int
     history: MembershipHistory | None = None
-
-
-def open_form(event: EventRow, rules: RoomVersionRules) -> bytes:
-    """The client form of a stored event, open at the end (`matrixcore.events.client_form`)."""
-    return client_form(load_event(event.pdu, event.event_id, rules))
 
 
 def content_of(pdu: bytes) -> bytes:
@@ -68,22 +65,7 @@ def serve_event(
         room_id: None where the answer says it elsewhere (/sync).
         bundle: its aggregated relations; `bundles` those of the events in it (the latest of a thread).
     """
-    unsigned = [b'"age":%d' % (reader.now_ms - event.origin_server_ts)]
-    if event.txn_id is not None and event.sender_device == reader.device_id and event.sender == reader.user_id:
-        unsigned.append(b'"transaction_id":' + orjson.dumps(event.txn_id))
-    if reader.history is not None and event.anchor is not None:
-        # As the event left it, its own effect included.
-        unsigned.append(b'"membership":"%b"' % reader.history.after(event.order).value.encode())
-    if event.replaces_state is not None and event.state_key is not None:
-        unsigned.append(b'"replaces_state":' + orjson.dumps(event.replaces_state))
-        if event.previous_pdu is not None:
-            unsigned.append(b'"prev_content":' + content_of(event.previous_pdu))
-    if event.redacted_by is not None and event.redaction_pdu is not None:
-        redaction = client_form(load_event(event.redaction_pdu, event.redacted_by, rules))
-        unsigned.append(b'"redacted_because":' + close_form(redaction, room_id, ()))
-    if bundle is not None:
-        unsigned.append(b'"m.relations":' + _serve_bundle(event, bundle, rules, reader, room_id, bundles or {}))
-    return close_form(open_form(event, rules), room_id, unsigned)
+    return orjson.dumps(_shown(event, rules, reader, room_id, bundle, bundles or {}))
 
 
 def serve_events(
@@ -93,15 +75,10 @@ def serve_events(
     *,
     room_id: RoomId | None,
     bundles: Mapping[EventId, Bundle] | None = None,
-) -> list[orjson.Fragment]:
+) -> list[dict[str, Any]]:
     """Several events, ready to stand in an answer."""
     found = bundles or {}
-    return [
-        orjson.Fragment(
-            serve_event(event, rules, reader, room_id=room_id, bundle=found.get(event.event_id), bundles=found)
-        )
-        for event in events
-    ]
+    return [_shown(event, rules, reader, room_id, found.get(event.event_id), found) for event in events]
 
 
 def serve_live_event(
@@ -130,17 +107,49 @@ def strip_event(event: EventRow) -> dict[str, object]:
     return {key: fields[key] for key in STRIPPED_KEYS}
 
 
-def _serve_bundle(
+def _shown(
+    event: EventRow,
+    rules: RoomVersionRules,
+    reader: Reader,
+    room_id: RoomId | None,
+    bundle: Bundle | None,
+    bundles: Mapping[EventId, Bundle],
+) -> dict[str, Any]:
+    unsigned: dict[str, Any] = {"age": reader.now_ms - event.origin_server_ts}
+    if event.txn_id is not None and event.sender_device == reader.device_id and event.sender == reader.user_id:
+        unsigned["transaction_id"] = event.txn_id
+    if reader.history is not None and event.anchor is not None and event.sub is not None:
+        # As the event left it, its own effect included.
+        unsigned["membership"] = reader.history.after((event.anchor, event.sub))
+    if event.replaces_state is not None and event.state_key is not None:
+        unsigned["replaces_state"] = event.replaces_state
+        if event.previous_pdu is not None:
+            unsigned["prev_content"] = orjson.Fragment(content_of(event.previous_pdu))
+    if event.redacted_by is not None and event.redaction_pdu is not None:
+        because = client_fields(event.redaction_pdu, event.redacted_by, rules)
+        if room_id is not None:
+            because["room_id"] = room_id
+        unsigned["redacted_because"] = because | {"unsigned": {}}
+    if bundle is not None:
+        unsigned["m.relations"] = _bundled(event, bundle, rules, reader, room_id, bundles)
+    shown = client_fields(event.pdu, event.event_id, rules)
+    if room_id is not None:
+        shown["room_id"] = room_id
+    shown["unsigned"] = unsigned
+    return shown
+
+
+def _bundled(
     event: EventRow,
     bundle: Bundle,
     rules: RoomVersionRules,
     reader: Reader,
     room_id: RoomId | None,
     bundles: Mapping[EventId, Bundle],
-) -> bytes:
-    relations: dict[str, object] = {}
+) -> dict[str, Any]:
+    relations: dict[str, Any] = {}
     if bundle.edit is not None:
-        relations["m.replace"] = orjson.Fragment(serve_event(bundle.edit, rules, reader, room_id=room_id))
+        relations["m.replace"] = _shown(bundle.edit, rules, reader, room_id, None, {})
     if bundle.references:
         relations["m.reference"] = {"chunk": [{"event_id": event_id} for event_id in bundle.references]}
     if (latest := bundle.thread_latest) is not None:
@@ -148,8 +157,8 @@ def _serve_bundle(
         # Only its edit: what is bundled in an event that is bundled itself ends here.
         inner = None if edit is None or edit.edit is None else Bundle(edit=edit.edit)
         relations["m.thread"] = {
-            "latest_event": orjson.Fragment(serve_event(latest, rules, reader, room_id=room_id, bundle=inner)),
+            "latest_event": _shown(latest, rules, reader, room_id, inner, {}),
             "count": bundle.thread_count,
             "current_user_participated": bundle.participated or event.sender == reader.user_id,
         }
-    return orjson.dumps(relations)
+    return relations

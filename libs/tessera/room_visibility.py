@@ -7,7 +7,7 @@ Spec: C-S API §Room History Visibility.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import orjson
 
@@ -39,11 +39,14 @@ class MembershipHistory:
             (key for key, at in zip(self._keys, self._memberships, strict=True) if at is Membership.JOIN),
             default=_BEGINNING,
         )
+        self._current = self._memberships[-1] if steps else Membership.LEAVE
+        self._last_change = self._keys[-1] if steps else _BEGINNING
+        self._joined_since = self._start_of_stay()
 
     @property
     def current(self) -> Membership:
         """The user's membership now."""
-        return self._memberships[-1] if self._memberships else Membership.LEAVE
+        return self._current
 
     @property
     def ever_joined(self) -> bool:
@@ -62,19 +65,43 @@ class MembershipHistory:
             return None
         return self._keys[bisect_right(self._keys, self._last_join)]
 
+    def joined_throughout(self, events: Iterable[EventRow]) -> bool:
+        """Whether all the events lie above the beginning of a stay that lasts up to now. False may mean "perhaps"."""
+        if self._joined_since is None:
+            return False
+        anchor = self._joined_since.anchor
+        return all(event.anchor is not None and event.anchor > anchor for event in events)
+
     def before(self, key: OrderKey) -> Membership:
         """The membership in the state before the event at `key`."""
         at = bisect_left(self._keys, key)
         return self._memberships[at - 1] if at else Membership.LEAVE
 
-    def after(self, key: OrderKey) -> Membership:
+    def after(self, key: tuple[int, int]) -> Membership:
         """The membership once the event at `key` counts."""
+        if key >= self._last_change:
+            return self._current
         at = bisect_right(self._keys, key)
         return self._memberships[at - 1] if at else Membership.LEAVE
 
     def joins_after(self, key: OrderKey) -> bool:
         """Whether the user joined at any point after the event at `key`."""
         return self._last_join > key
+
+    def _start_of_stay(self) -> OrderKey | None:
+        start = None
+        for key, membership in zip(reversed(self._keys), reversed(self._memberships), strict=True):
+            if membership is not Membership.JOIN:
+                break
+            start = key
+        return start
+
+
+def list_visible(events: Sequence[EventRow], history: MembershipHistory) -> list[EventRow]:
+    """Those of the events that the user sees, in the same order. Who was joined at all of them sees them all."""
+    if history.joined_throughout(events):
+        return list(events)
+    return [event for event in events if sight_of(event, history) is not Sight.HIDDEN]
 
 
 def sight_of(event: EventRow, history: MembershipHistory, *, sender_erased: bool = False) -> Sight:

@@ -12,13 +12,13 @@ import orjson
 from matrixcore.events import load_event, redact_event
 from matrixcore.filters import InvalidFilter, RoomEventFilter, parse_room_event_filter
 from matrixcore.identifiers import EventId, UserId
-from matrixcore.visibility import Membership, Sight
+from matrixcore.visibility import Membership
 from services.gateway.room_access import RoomView
 from tessera.event_serving import serve_events
 from tessera.http.errors import InvalidParam
 from tessera.pagination_token import encode_page_token, point_before
 from tessera.records import OrderKey
-from tessera.room_visibility import sight_of
+from tessera.room_visibility import list_visible
 from tessera.storage import account_data
 from tessera.storage.database import Database, Transaction
 from tessera.storage.erased_users import list_erased
@@ -38,12 +38,14 @@ class PageFilter:
     filter: RoomEventFilter = field(default_factory=RoomEventFilter)
     conditions: EventConditions = field(default_factory=EventConditions)
 
-    def keeps(self, event: EventRow, room_id: str) -> bool:
-        """What the database has not judged."""
+    def kept(self, events: list[EventRow], room_id: str) -> list[EventRow]:
+        """Those that pass what the database has not judged."""
         if not self.filter.allows_room(room_id):
-            return False
+            return []
         wanted = self.filter.contains_url
-        return wanted is None or wanted is ("url" in orjson.loads(event.pdu)["content"])
+        if wanted is None:
+            return events
+        return [event for event in events if wanted is ("url" in orjson.loads(event.pdu)["content"])]
 
 
 NO_FILTER = PageFilter()
@@ -127,9 +129,7 @@ async def read_page(
             limit=wanted,
             conditions=page_filter.conditions,
         )
-        found += [
-            row for row in rows if sight_of(row, view.history) is not Sight.HIDDEN and page_filter.keeps(row, room_id)
-        ]
+        found += page_filter.kept(list_visible(rows, view.history), room_id)
         last = rows[-1].order if len(rows) == wanted else None
         if last is None and not page_filter.conditions.is_empty:
             last = await find_scan_end(tx, room_id, after=after, up_to=up_to, backwards=backwards)
@@ -151,7 +151,7 @@ async def serve_page(
     events: Sequence[EventRow],
     device_id: str | None,
     now_ms: int,
-) -> list[orjson.Fragment]:
+) -> list[dict[str, Any]]:
     """Events as the client gets them, with their aggregated relations. The caller holds no connection meanwhile."""
     events = await hide_erased(accounts, view, events)
     room_id = view.room.room_id
@@ -168,6 +168,8 @@ async def hide_erased(accounts: Database, view: RoomView, events: Sequence[Event
 
     A member who was there for the whole page costs no query.
     """
+    if view.history.joined_throughout(events):
+        return events
     unheard = {
         event.event_id: event.sender
         for event in events
@@ -199,7 +201,7 @@ async def list_member_state(tx: Transaction, view: RoomView, events: Sequence[Ev
 
 
 def page_reply(
-    start: OrderKey, end: OrderKey | None, chunk: list[orjson.Fragment], state: list[orjson.Fragment] | None
+    start: OrderKey, end: OrderKey | None, chunk: list[dict[str, Any]], state: list[dict[str, Any]] | None
 ) -> dict[str, Any]:
     """The answer of /messages."""
     reply: dict[str, Any] = {"start": encode_page_token(start), "chunk": chunk}

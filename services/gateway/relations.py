@@ -15,7 +15,7 @@ from services.gateway.routing import CurrentRequester, client_router
 from tessera.http.errors import Forbidden, NotFound
 from tessera.http.replies import json_reply
 from tessera.pagination_token import encode_page_token, point_before
-from tessera.room_visibility import sight_of
+from tessera.room_visibility import list_visible, sight_of
 from tessera.storage.room_reads.events import find_event
 from tessera.storage.room_reads.relations import list_children
 
@@ -66,7 +66,7 @@ async def get_relating_events(
             limit=limit,
             kinds=kinds,
         )
-    visible = [row for row in rows if sight_of(row, view.history) is not Sight.HIDDEN]
+    visible = list_visible(rows, view.history)
     now_ms = gateway.clock.now_ms()
     chunk = await serve_page(gateway.shards, gateway.accounts, view, visible, requester.device_id, now_ms)
     reply: dict[str, Any] = {"chunk": chunk}

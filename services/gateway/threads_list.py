@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 from fastapi import Query
 from starlette.responses import Response
 
-from matrixcore.visibility import Sight
 from services.gateway.dependencies import GatewayDep
 from services.gateway.event_pages import serve_page
 from services.gateway.path_identifiers import point_of, room_id_of
@@ -14,7 +13,7 @@ from services.gateway.routing import CurrentRequester, client_router
 from tessera.http.replies import json_reply
 from tessera.pagination_token import encode_page_token
 from tessera.records import OrderKey
-from tessera.room_visibility import sight_of
+from tessera.room_visibility import list_visible
 from tessera.storage.room_reads.relations import list_thread_roots
 
 router = client_router()
@@ -41,7 +40,7 @@ async def get_thread_roots(
         threads = await list_thread_roots(
             tx, room, up_to=begin, participant=requester.user_id if include == "participated" else None, limit=limit
         )
-    visible = [root for _, root in threads if sight_of(root, view.history) is not Sight.HIDDEN]
+    visible = list_visible([root for _, root in threads], view.history)
     now_ms = gateway.clock.now_ms()
     chunk = await serve_page(gateway.shards, gateway.accounts, view, visible, requester.device_id, now_ms)
     reply: dict[str, Any] = {"chunk": chunk}

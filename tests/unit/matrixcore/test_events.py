@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matrixcore.canonical_json import encode_canonical_json
+from matrixcore.canonical_json import encode_canonical_json, parse_exact_json
 from matrixcore.event_building import build_event, finish_event
 from matrixcore.event_hashes import (
     check_content_hash,
@@ -19,7 +19,7 @@ from matrixcore.event_hashes import (
     reference_hash_base64,
 )
 from matrixcore.event_signing import add_signature, check_event_signatures, required_signers, sign_event
-from matrixcore.events import Event, InvalidEvent, client_form, load_event, parse_event, redact_event
+from matrixcore.events import Event, InvalidEvent, client_fields, client_form, load_event, parse_event, redact_event
 from matrixcore.identifiers import EventId, RoomId, ServerName, UserId
 from matrixcore.room_versions import ROOM_VERSIONS, EventIdFormat, RoomVersionRules
 from matrixcore.signing import SigningKey, decode_base64, encode_base64
@@ -76,7 +76,9 @@ def test_events_of_another_server(vector: dict[str, Any]) -> None:
     assert "unsigned" not in event.fields
     again = load_event(event.pdu, event.event_id, rules)
     assert (again.fields, again.room_id) == (event.fields, event.room_id)
-    assert orjson.loads(client_form(event) + b"}")["event_id"] == event.event_id
+    shown = parse_exact_json(client_form(event) + b"}")
+    assert shown["event_id"] == event.event_id
+    assert parse_exact_json(orjson.dumps(client_fields(event.pdu, event.event_id, rules))) == shown
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,16 @@
 """One user's view of a room's history. Spec: C-S API §Room History Visibility."""
 
+from typing import Any
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from matrixcore.identifiers import EventId, UserId
-from matrixcore.visibility import Membership, Sight
+from matrixcore.visibility import HistoryVisibility, Membership, Sight
 from tessera.records import OrderKey
-from tessera.room_visibility import MembershipHistory, sight_at
+from tessera.room_visibility import MembershipHistory, list_visible, sight_at, sight_of
+from tessera.storage.room_reads.events import EventRow
 from tessera.storage.room_reads.members import MembershipStep
 
 BOB = UserId("@bob:here.org")
@@ -61,3 +66,25 @@ def test_sight_by_setting_and_membership(setting: str, at: int, expected: Sight)
 def test_the_own_leave_is_seen() -> None:
     bob = history((20, "join"), (30, "leave"))
     assert sight_at(OrderKey(30), "joined", bob, membership_after="leave") is Sight.FULL
+
+
+def message_at(at: int, visibility: str) -> EventRow:
+    values: dict[str, Any] = dict.fromkeys(EventRow._fields)
+    found = {"anchor": at, "sub": 0, "type": "m.room.message", "sender": BOB, "history_visibility": visibility}
+    return EventRow(**{**values, **found})
+
+
+memberships = st.sampled_from([membership.value for membership in Membership])
+settings_of_rooms = st.sampled_from([setting.value for setting in HistoryVisibility])
+
+
+@given(
+    steps=st.lists(st.tuples(st.integers(0, 30), memberships), max_size=5, unique_by=lambda step: step[0]),
+    events=st.lists(st.builds(message_at, st.integers(0, 30), settings_of_rooms), max_size=8),
+)
+def test_a_list_is_seen_as_its_events_are(steps: list[tuple[int, str]], events: list[EventRow]) -> None:
+    bob = history(*sorted(steps))
+    assert list_visible(events, bob) == [event for event in events if sight_of(event, bob) is not Sight.HIDDEN]
+    if bob.joined_throughout(events):
+        assert {bob.before(event.order) for event in events} <= {Membership.JOIN}
+        assert {bob.after(event.order) for event in events} <= {Membership.JOIN}

@@ -211,7 +211,7 @@ async def list_page(
         rows = await tx.fetch(_PAGES[backwards], *bounds, limit)
     else:
         rows = await tx.fetch(_FILTERED_PAGES[backwards], *bounds, SCAN_LIMIT, limit, *conditions.parameters())
-    return [EventRow(*row) for row in rows]
+    return [EventRow._make(row) for row in rows]
 
 
 async def find_scan_end(

@@ -84,7 +84,7 @@ async def list_members(
         rows = await tx.fetch(_CURRENT, room_id, membership, not_membership)
     else:
         rows = await tx.fetch(_AT, room_id, membership, not_membership, at.anchor, at.sub)
-    return [EventRow(*row) for row in rows]
+    return [EventRow._make(row) for row in rows]
 
 
 async def list_joined_members(tx: Transaction, room_id: RoomId) -> list[tuple[UserId, bytes]]:

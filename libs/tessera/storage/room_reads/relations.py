@@ -156,7 +156,7 @@ async def list_children(
     """
     query = _CHILDREN_PAGES[backwards, len(kinds)]
     rows = await tx.fetch(query, room_id, event_id, *(after or _BOTTOM), *(up_to or _TOP), limit, *kinds)
-    return [EventRow(*row) for row in rows]
+    return [EventRow._make(row) for row in rows]
 
 
 async def list_thread_roots(

@@ -59,7 +59,7 @@ async def list_state(
         rows = await tx.fetch(_CURRENT_OF_TYPES, room_id, list(types))
     else:
         rows = await tx.fetch(_TYPES_AT, room_id, *at, list(types))
-    return [EventRow(*row) for row in rows]
+    return [EventRow._make(row) for row in rows]
 
 
 async def list_state_keys(
