@@ -15,6 +15,7 @@ from typing import Protocol
 import structlog
 
 from matrixcore.identifiers import RoomId
+from tessera import consumer_metrics as metrics
 from tessera.bus import BusUnavailable, RecordBus, RecordReader
 from tessera.clock import Clock
 from tessera.records import LogRecord
@@ -64,10 +65,12 @@ class _Place:
 
     Attributes:
         cursor: up to where records are taken; None as long as the partition is not begun.
+        lag: records that it was behind PostgreSQL when the two were compared last.
         applying: held while records of the partition are taken.
     """
 
     cursor: Cursor | None = None
+    lag: int = 0
     applying: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -86,6 +89,10 @@ class RecordConsumer:
     _reader: RecordReader | None = None
     _unsettled: asyncio.Event = field(default_factory=asyncio.Event)
     _trouble: str = ""
+
+    def __post_init__(self) -> None:
+        # At 0 from the beginning: Prometheus sees no increase where there was nothing.
+        metrics.LEFT_OUT.labels(self.name)
 
     @property
     def partitions(self) -> frozenset[int]:
@@ -145,6 +152,7 @@ class RecordConsumer:
 
     def _pause(self, error: BaseException) -> None:
         self._trouble = str(error) or type(error).__name__
+        metrics.PAUSES.labels(self.name).inc()
         log.warning("consumer pauses", consumer=self.name, error=self._trouble)
 
     async def catch_up(self) -> None:
@@ -220,6 +228,8 @@ class RecordConsumer:
         settled = await asyncio.gather(
             *(self._settle_shard(reader, shard, partitions, stored) for shard, partitions in by_shard.items())
         )
+        metrics.PARTITIONS.labels(self.name).set(len(self._places))
+        metrics.LAG.labels(self.name).set(sum(place.lag for place in self._places.values()))
         if all(settled):
             self._trouble = ""
 
@@ -246,6 +256,7 @@ class RecordConsumer:
     ) -> None:
         is_new = place.cursor is None
         cursor = place.cursor or stored
+        place.lag = max(0, head - cursor.position)
         if cursor.position < head:
             cursor = await self._catch_up(partition, cursor, MAX_POSITION)
         if self._places.get(partition) is not place:
@@ -274,6 +285,7 @@ class RecordConsumer:
 
     async def _apply(self, partition: int, records: Sequence[LogRecord]) -> Cursor:
         cursor = Cursor(records[-1].incarnation, records[-1].position)
+        metrics.RECORDS.labels(self.name).inc(len(records))
         records = [record for record in records if self.step.concerns(record)]
         if not records:
             self._unwritten[partition] = cursor
@@ -304,6 +316,7 @@ class RecordConsumer:
                 raise
             except Exception as error:
                 log.exception("room left out", consumer=self.name, partition=partition, room_id=room_id)
+                metrics.LEFT_OUT.labels(self.name).inc()
                 at = Cursor(own[0].incarnation, own[0].position)
                 async with self.accounts.transaction() as tx:
                     await consumer_cursors.mark_stale(tx, self.name, room_id, at, repr(error))

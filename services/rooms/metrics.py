@@ -35,6 +35,9 @@ PARTITIONS = Gauge("tessera_writer_partitions", "Partitions owned", ["shard"])
 PARTITIONS_IN_ALL = Gauge("tessera_partitions", "Partitions of the database, whoever owns them")
 TAKEN = Counter("tessera_writer_partitions_taken", "Partitions taken, by how their last owner ended", ["end"])
 LOST = Counter("tessera_writer_partitions_lost", "Partitions lost", ["reason"])
+# At 0 from the beginning: Prometheus sees no increase where there was nothing.
+for _reason in ("attempts", "begin", "fenced", "lease", "no progress", "topic", "unknown commit"):
+    LOST.labels(_reason)
 DEAD_LETTERS = Counter("tessera_writer_dead_letters", "Commands that became dead letters")
 HOT_ROOMS_BYTES = Gauge("tessera_writer_hot_rooms_bytes", "Memory of hot rooms, about", ["shard"])
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+from prometheus_client import REGISTRY
 from seeded_rooms import ALICE, BOB, ROOM, SERVER, SeededRoom
 
 from matrixcore.identifiers import EventId, UserId
@@ -93,6 +94,7 @@ async def test_what_the_topic_lost_comes_from_postgresql(
     partition = shards.partition_of(ROOM)
     try:
         await eventually(lambda: cursor_of(accounts, CONSUMER, partition), Cursor(1, 2))
+        await eventually(lambda: figures("tessera_consumer_partitions", "tessera_consumer_lag_records"), (64, 2))
         await room.member(BOB, "join")
         await room.member(BOB, "leave")
         async with accounts.reading() as tx:
@@ -102,6 +104,16 @@ async def test_what_the_topic_lost_comes_from_postgresql(
         assert await logged(accounts, BOB) == 2
     finally:
         running.cancel()
+
+
+def figure(name: str) -> float:
+    """What Prometheus would read of this consumer; 0 if there is nothing yet."""
+    return REGISTRY.get_sample_value(name, {"consumer": CONSUMER}) or 0
+
+
+async def figures(*names: str) -> tuple[float, ...]:
+    await asyncio.sleep(0)
+    return tuple(figure(name) for name in names)
 
 
 async def eventually(read, expected: object) -> None:  # type: ignore[no-untyped-def]
@@ -122,6 +134,7 @@ class Stumbling(MembershipStep):
 async def test_a_room_that_cannot_be_taken_does_not_stop_the_others(
     room: SeededRoom, accounts: Database, shards: RoomShards, bus: LocalRecordBus, clock: FakeClock
 ) -> None:
+    left_out = figure("tessera_consumer_rooms_left_out_total")
     consumer = RecordConsumer(CONSUMER, Stumbling(LocalFanout(), SERVER), bus, accounts, shards, clock)
     running = asyncio.create_task(consumer.catch_up())
     async with asyncio.timeout(20):
@@ -134,6 +147,7 @@ async def test_a_room_that_cannot_be_taken_does_not_stop_the_others(
         (ROOM, 2, "ValueError('broken room')")
     ]  # the first that means anything to the step
     assert await cursor_of(accounts, CONSUMER, shards.partition_of(ROOM)) == Cursor(1, 2)
+    assert figure("tessera_consumer_rooms_left_out_total") == left_out + 1
 
 
 async def test_the_directory_follows_the_room(

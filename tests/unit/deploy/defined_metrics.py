@@ -26,7 +26,7 @@ def defined_metrics() -> set[str]:
     """The names of all series that a process of ours can have."""
     for package in (services, tessera):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if module.name.endswith(".metrics"):
+            if module.name.endswith((".metrics", "_metrics")):
                 importlib.import_module(module.name)
     requests = CollectorRegistry()
     RequestMetrics(requests)
