@@ -2,10 +2,11 @@
 
 import asyncio
 from dataclasses import dataclass
+from typing import Protocol
 
 from starlette.requests import Request
 
-from matrixcore.identifiers import ServerName
+from matrixcore.identifiers import ServerName, UserId
 from services.media.disk_store import DiskStore
 from services.media.thumbnailer import Thumbnailer
 from tessera.clock import Clock
@@ -31,6 +32,13 @@ class MediaLimits:
     authenticated: bool = True
 
 
+class LinkPreviewer(Protocol):
+    """`services.media.previews.Previewer`."""
+
+    async def get(self, media: "MediaDeps", user_id: UserId, url: str) -> bytes:
+        """The preview of a URL as JSON."""
+
+
 @dataclass(frozen=True, slots=True)
 class MediaDeps:
     """Everything that outlives a request.
@@ -38,6 +46,7 @@ class MediaDeps:
     Attributes:
         uploads: one place for each upload that is being received.
         waiters: one place for each download that waits for content to come.
+        previewer: None where the operator wants no link previews.
     """
 
     server_name: ServerName
@@ -50,6 +59,7 @@ class MediaDeps:
     uploads: asyncio.Semaphore
     waiters: asyncio.Semaphore
     rates: RateLimits
+    previewer: LinkPreviewer | None = None
 
     def close(self) -> None:
         """End the threads; blocks until what they are doing is finished."""

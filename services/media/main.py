@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from services.media.dependencies import MediaDeps, MediaLimits
 from services.media.disk_store import DiskStore
@@ -10,10 +12,14 @@ from services.media.routes import media_routes
 from services.media.thumbnailer import Thumbnailer
 from tessera.clock import Clock
 from tessera.config import Settings
+from tessera.config.settings import PRIVATE_NETWORKS
 from tessera.http.limits import RateLimits
 from tessera.ids import IdSource
 from tessera.service import CannotStart, Service, Surroundings
 from tessera.storage.database import Database
+
+if TYPE_CHECKING:
+    from services.media.previews import Previewer
 
 # An upload holds at most about 600 KiB of memory, a waiting download next to nothing.
 MAX_UPLOADS = 64
@@ -32,10 +38,29 @@ async def open_media(around: Surroundings) -> AsyncIterator[Service]:
         media = build_media(settings, around.accounts, around.clock, around.ids, around.limits)
     except OSError as error:
         raise CannotStart(f"media_store_path: {settings.media_directory} cannot be used: {error.strerror}") from error
+    previewer = _previewer(settings) if settings.url_preview_enabled else None
     try:
-        yield Service(routes={"media": media_routes()}, state={"media": media})
+        yield Service(routes={"media": media_routes()}, state={"media": replace(media, previewer=previewer)})
     finally:
+        if previewer is not None:
+            await previewer.close()
         media.close()
+
+
+def _previewer(settings: Settings) -> "Previewer":
+    """Networks of this machine and its neighbours are never looked at, whatever else the operator forbids."""
+    # The HTTP client takes memory, and most servers make no previews.
+    from services.media.page_fetching import PageFetcher
+    from services.media.previews import PARALLEL, Previewer, PreviewLimits
+
+    fetcher = PageFetcher(
+        blocked=(*PRIVATE_NETWORKS, *settings.url_preview_ip_range_blacklist),
+        allowed=settings.url_preview_ip_range_whitelist,
+        forbidden=settings.url_preview_url_blacklist,
+        languages=settings.url_preview_accept_language,
+        connections=2 * PARALLEL,
+    )
+    return Previewer(fetcher, PreviewLimits(settings.max_spider_size))
 
 
 def build_media(settings: Settings, accounts: Database, clock: Clock, ids: IdSource, rates: RateLimits) -> MediaDeps:

@@ -20,8 +20,8 @@ from services.media.thumbnails import ImageTooLarge, NoThumbnail, ThumbnailReque
 from tessera.http.authentication import authenticate
 from tessera.http.bodies import declared_length, stream_body
 from tessera.http.deadlines import deadline
-from tessera.http.errors import InvalidParam, MatrixError, MissingParam, NotFound, TooLarge
-from tessera.http.replies import json_reply
+from tessera.http.errors import InvalidParam, MatrixError, MissingParam, NotFound, TooLarge, Unrecognized
+from tessera.http.replies import json_bytes_reply, json_reply
 from tessera.storage.media import UploadedContent
 
 CLIENT = "/_matrix/client/v1/media"
@@ -107,6 +107,20 @@ async def get_content_thumbnail_authed(request: Request) -> Response:
 async def get_content_thumbnail_unauthenticated(request: Request) -> Response:
     """A thumbnail on the old paths."""
     return await _thumbnail(request, authenticated=False)
+
+
+async def get_url_preview(request: Request) -> Response:
+    """What the page behind a link says of itself."""
+    media = media_of(request)
+    if media.previewer is None:
+        raise Unrecognized
+    requester = await authenticate(request)
+    url = request.query_params.get("url")
+    if url is None:
+        raise MissingParam("url is missing")
+    if (ts := request.query_params.get("ts")) is not None:
+        _natural(ts, "ts")  # what is kept is what is newest, which the specification allows
+    return json_bytes_reply(await media.previewer.get(media, requester.user_id, url))
 
 
 async def _download(request: Request, *, authenticated: bool) -> Response:
@@ -202,6 +216,7 @@ def _reading_routes(prefix: str, download: Handler, thumbnail: Handler) -> list[
     name = f"{prefix}/download/{{server_name}}/{{media_id}}"
     return [
         Route(f"{prefix}/config", get_config_authed, methods=["GET"]),
+        Route(f"{prefix}/preview_url", get_url_preview, methods=["GET"]),
         Route(name, download, methods=["GET"]),
         Route(f"{name}/{{filename:path}}", download, methods=["GET"]),
         Route(f"{prefix}/thumbnail/{{server_name}}/{{media_id}}", thumbnail, methods=["GET"]),

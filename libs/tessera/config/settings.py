@@ -22,6 +22,7 @@ from tessera.config.sections import (
     TrustedKeyServer,
     UserDirectory,
 )
+from tessera.config.url_previews import UrlPreviews
 from tessera.config.values import Duration, FilePath, Name, Network, RoomVersion, Size
 
 # Networks that other people's servers must not make us call.
@@ -45,7 +46,7 @@ DEFAULT_LISTENERS = (
 )
 
 
-class Settings(RateLimits):
+class Settings(RateLimits, UrlPreviews):
     """One homeserver.yaml. The names are those of the file's keys.
 
     Durations are milliseconds and sizes bytes. Paths are absolute. Secrets are `SecretStr`; one that the file

@@ -142,3 +142,12 @@ def test_the_pepper_of_imported_hashes_is_a_secret() -> None:
     assert pepper.get_secret_value() == "salt and"
     assert "salt and" not in repr(settings)
     assert Settings.for_tests(password_config={"pepper": ""}).password_config.pepper is not None
+
+
+def test_rules_against_links() -> None:
+    rules = [{"netloc": "*.example.org", "path": "^/secret/"}, {"username": "*"}]
+    settings = Settings.for_tests(url_preview_enabled=True, url_preview_url_blocklist=rules)
+    assert [dict(rule) for rule in settings.url_preview_url_blacklist] == rules
+    for wrong in ({}, {"host": "x"}, {"path": "^("}):
+        with pytest.raises(ValidationError):
+            Settings.for_tests(url_preview_url_blacklist=[wrong])
