@@ -1,4 +1,4 @@
-"""Announcing records to room.log: one sequential pump, each partition from `announced` + 1."""
+"""Announcing records to room.log: a partition's in order, from `announced` + 1; partitions side by side."""
 
 import asyncio
 from collections import deque
@@ -30,6 +30,7 @@ class Pump:
         self._heads: dict[int, int] = {}
         self._pending: dict[int, deque[LogRecord]] = {}
         self._dirty: dict[int, None] = {}
+        self._busy: set[int] = set()
         self._wakeup = asyncio.Event()
 
     def announced(self, partition: int) -> int:
@@ -69,16 +70,25 @@ class Pump:
 
     async def run(self) -> None:
         """Run for ever."""
-        while True:
-            await self._wakeup.wait()
-            self._wakeup.clear()
-            for partition in tuple(self._dirty):
-                try:
-                    await self._announce(partition)
-                except Exception as error:  # whatever it is: the next round begins at the same place
-                    log.warning("records not announced", partition=partition, error=repr(error))
-                    await self._clock.sleep(RETRY_SECONDS)
-                    self._wakeup.set()
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await self._wakeup.wait()
+                self._wakeup.clear()
+                # A partition whose broker is away keeps no other one waiting.
+                for partition in self._dirty.keys() - self._busy:
+                    self._busy.add(partition)
+                    tasks.create_task(self._try(partition))
+
+    async def _try(self, partition: int) -> None:
+        try:
+            await self._announce(partition)
+        except Exception as error:  # whatever it is: the next round begins at the same place
+            log.warning("records not announced", partition=partition, error=repr(error))
+            await self._clock.sleep(RETRY_SECONDS)
+        finally:
+            self._busy.discard(partition)
+            if partition in self._dirty:
+                self._wakeup.set()
 
     async def _announce(self, partition: int) -> None:
         while partition in self._announced and self._announced[partition] < self._heads[partition]:
