@@ -98,6 +98,9 @@ def _named_files(settings: Settings) -> Iterator[tuple[str, Path]]:
         path = getattr(settings, key)
         if path is not None:
             yield key, path
+    redis = settings.tessera.redis
+    if redis is not None and redis.tls_ca_path is not None:
+        yield "tessera.redis.tls_ca_path", redis.tls_ca_path
     for key in ("app_service_config_files", "federation_custom_ca_list"):
         for number, path in enumerate(getattr(settings, key)):
             yield f"{key}.{number}", path

@@ -131,13 +131,14 @@ async def test_a_slow_listener_is_cut_off_and_told(own_valkey: ValkeyProcess) ->
         listener = Listener()
         await hear(listener, there)
         # The loop stands still while the server is flooded, so nobody reads what it has for the listener.
-        for number in range(1, 101):
-            flood = messages.encode_batch(batch(number, number, size=200_000))
+        # Small messages: Valkey 9 does not count large ones, of which it keeps references, against the limit.
+        for number in range(1, 1_001):
+            flood = messages.encode_batch(batch(number, number, size=5_000))
             own_valkey.command("PUBLISH", "test:p:3", flood.decode())
         await listener.until(lambda: "reset" in listener.kinds())
         received = listener.of("batch")
-        assert len(received) < 100
-        assert received == [batch(one.first, one.last, size=200_000) for one in received]
+        assert len(received) < 1_000
+        assert received == [batch(number, number, size=5_000) for number in range(1, len(received) + 1)]
         assert listener.kinds()[len(received) :] == ["down", "reset"]
         await here.publish_user_wakes([UserWake(ALICE, 7)])
         await listener.until(lambda: bool(listener.of("user_wakes")))

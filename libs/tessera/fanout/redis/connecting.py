@@ -5,10 +5,11 @@ that many publishers share one round trip.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from typing import Any
 
+import structlog
 from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import RedisError, ResponseError
@@ -16,6 +17,8 @@ from redis.exceptions import RedisError, ResponseError
 from tessera.clock import Clock
 from tessera.config import RedisSettings
 from tessera.ids import IdSource
+
+log = structlog.get_logger(__name__)
 
 FIRST_DELAY_SECONDS = 0.05
 LAST_DELAY_SECONDS = 2.0
@@ -174,6 +177,32 @@ class BackOff:
         """Wait before the next attempt."""
         await self._clock.sleep(self._delay * (0.5 + self._ids.fraction()))
         self._delay = min(self._delay * 2, LAST_DELAY_SECONDS)
+
+
+async def links(
+    connector: Connector, name: str, back_off: BackOff, first_attempt: asyncio.Event
+) -> AsyncGenerator[Link, None]:
+    """One link after another, for ever; whoever takes one closes it before asking for the next.
+
+    Args:
+        first_attempt: set when the first one cannot be had.
+    """
+    last_reason = ""
+    while True:
+        try:
+            link = await connector.connect(name)
+        except RedisUnavailable as error:
+            if str(error) != last_reason:
+                log.warning("Redis cannot be reached", error=str(error), connection=name)
+            last_reason = str(error)
+            first_attempt.set()
+        except Exception:  # a server that is no Redis may answer anything
+            log.exception("Redis cannot be understood", connection=name)
+            first_attempt.set()
+        else:
+            last_reason = ""
+            yield link
+        await back_off.wait()
 
 
 def _describe(error: BaseException) -> str:

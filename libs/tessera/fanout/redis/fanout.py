@@ -159,10 +159,9 @@ class RedisFanout:
             return
         packed: list[bytes] = []
         by_address: dict[str, list[Outcome]] = {}
-        for outcome in outcomes if reply_to else ():
-            for address in reply_to.get(outcome.command_id, ()) if reply_to else ():
-                if address:
-                    by_address.setdefault(address, []).append(outcome)
+        for outcome in outcomes:
+            for address in filter(None, (reply_to or {}).get(outcome.command_id, ())):
+                by_address.setdefault(address, []).append(outcome)
         for address, replies in by_address.items():
             channel = self.channels.replies(address)
             packed += [pack("PUBLISH", channel, message) for message in messages.encode_outcomes(replies)]
@@ -280,9 +279,6 @@ async def open_fanout(settings: RedisSettings, clock: Clock, ids: IdSource) -> A
     """The fan-out over the configured Redis, for as long as the block runs.
 
     A Redis that is away does not keep the process from starting: `is_healthy` is False until it is there.
-
-    Raises:
-        ValueError: a certificate authority or URL that cannot be used.
     """
     fanout = RedisFanout(settings, clock, ids)
     running = asyncio.create_task(fanout.run(), name="fanout")

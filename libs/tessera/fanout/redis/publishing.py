@@ -8,6 +8,7 @@ once, until a connection is there again.
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from redis.exceptions import ResponseError
 
 from tessera.clock import Clock
 from tessera.fanout.redis import metrics
-from tessera.fanout.redis.connecting import BackOff, Connector, Link, RedisUnavailable, pack
+from tessera.fanout.redis.connecting import BackOff, Connector, Link, RedisUnavailable, links, pack
 from tessera.ids import IdSource
 
 log = structlog.get_logger(__name__)
@@ -92,29 +93,24 @@ class Publisher:
 
     async def run(self) -> None:
         """Run for ever: connect, send what waits, and connect again."""
-        while True:
-            try:
-                link = await self._connector.connect(self._name)
-            except RedisUnavailable as error:
-                if not self._first_attempt.is_set():
-                    log.warning("Redis cannot be reached", error=str(error))
-                self._first_attempt.set()
-                await self._back_off.wait()
-                continue
-            try:
+        opened = links(self._connector, self._name, self._back_off, self._first_attempt)
+        async with aclosing(opened):
+            async for link in opened:
                 self._is_up = True
                 metrics.CONNECTED.labels("publish").set(1)
                 self._first_attempt.set()
-                await self._work(link)
-            except RedisUnavailable as error:
-                log.warning("hints are not published until Redis is back", error=str(error))
+                try:
+                    await self._work(link)
+                except RedisUnavailable as error:
+                    log.warning("hints are not published until Redis is back", error=str(error))
+                except Exception:  # nobody foresaw it, but hints must not end for it
+                    log.exception("publishing failed")
+                finally:
+                    self._is_up = False
+                    metrics.CONNECTED.labels("publish").set(0)
+                    self._drop_all()
+                    await link.close()
                 metrics.OUTAGES.labels("publish").inc()
-            finally:
-                self._is_up = False
-                metrics.CONNECTED.labels("publish").set(0)
-                self._drop_all()
-                await link.close()
-            await self._back_off.wait()
 
     def _put(self, packed: Sequence[bytes], done: "asyncio.Future[list[Any]] | None") -> bool:
         data = packed[0] if len(packed) == 1 else b"".join(packed)

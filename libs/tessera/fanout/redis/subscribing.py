@@ -8,13 +8,13 @@ again, then `on_up` is called, and only then do messages pass.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 
 import structlog
 
 from tessera.clock import Clock
 from tessera.fanout.redis import metrics
-from tessera.fanout.redis.connecting import BackOff, Connector, Link, RedisUnavailable, pack
+from tessera.fanout.redis.connecting import BackOff, Connector, Link, RedisUnavailable, links, pack
 from tessera.ids import IdSource
 
 log = structlog.get_logger(__name__)
@@ -99,24 +99,22 @@ class Hub:
 
     async def run(self) -> None:
         """Run for ever: connect, subscribe, listen, and connect again."""
-        while True:
-            try:
-                self._link = link = await self._connector.connect(self._name)
-            except RedisUnavailable:
-                self._first_attempt.set()
-                await self._back_off.wait()
-                continue
-            try:
-                await self._serve(link)
-            except RedisUnavailable as error:
-                log.warning("no hints come until Redis is back", error=str(error))
+        opened = links(self._connector, self._name, self._back_off, self._first_attempt)
+        async with aclosing(opened):
+            async for link in opened:
+                self._link = link
+                try:
+                    await self._serve(link)
+                except RedisUnavailable as error:
+                    log.warning("no hints come until Redis is back", error=str(error))
+                except Exception:  # nobody foresaw it, but hints must not end for it
+                    log.exception("listening failed")
+                finally:
+                    self._link = None
+                    self._go_down()
+                    await link.close()
                 metrics.OUTAGES.labels("subscribe").inc()
-            finally:
-                self._link = None
-                self._go_down()
-                await link.close()
-            self._first_attempt.set()
-            await self._back_off.wait()
+                self._first_attempt.set()
 
     def _change(self, channel: bytes) -> None:
         if self._link is not None:
@@ -208,6 +206,7 @@ class Hub:
             self._is_up = True
             metrics.CONNECTED.labels("subscribe").set(1)
             self._back_off.reset()
+            log.info("hints come", channels=len(self._sent))
             self._on_up()
             self._first_attempt.set()
         self._returned = ping
