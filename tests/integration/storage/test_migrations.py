@@ -42,6 +42,22 @@ async def test_a_newer_schema_is_refused(dsn: str, accounts: Database) -> None:
     assert await migrate(dsn, Tree.ROOMS) == []
 
 
+async def test_the_release_before_works_on_an_expanded_schema(dsn: str, accounts: Database) -> None:
+    await accounts.execute("INSERT INTO accounts.schema_revision (revision, expands) VALUES ('9998', true)")
+    assert await migrate(dsn, Tree.ACCOUNTS) == []
+    await require_current(dsn, Tree.ACCOUNTS)
+    await accounts.execute("INSERT INTO accounts.schema_revision (revision, expands) VALUES ('9999', false)")
+    with pytest.raises(NewerSchema, match="9999"):
+        await require_current(dsn, Tree.ACCOUNTS)
+
+
+async def test_a_database_from_before_expansions_were_noted(dsn: str, accounts: Database) -> None:
+    await accounts.execute("ALTER TABLE accounts.schema_revision DROP COLUMN expands")
+    await require_current(dsn, Tree.ACCOUNTS)
+    assert await migrate(dsn, Tree.ACCOUNTS) == []
+    assert await accounts.fetchval("SELECT bool_and(expands) FROM accounts.schema_revision")
+
+
 async def test_a_revision_that_fails_leaves_nothing_behind(dsn: str, accounts: Database) -> None:
     newest = await accounts.fetchval("SELECT max(revision) FROM accounts.schema_revision")
     await accounts.execute("DELETE FROM accounts.schema_revision WHERE revision = $1", newest)

@@ -2,6 +2,10 @@
 
 Alembic knows the revisions and turns them into SQL; asyncpg runs each in a transaction of its
 own, with a short lock_timeout so that a migration never queues in front of live traffic.
+
+A revision expands the schema: processes of the release before go on with it, and may be started
+again. One that takes something away, a release later, says `contracts = True`; from then on
+releases that do not know it refuse to start.
 """
 
 import io
@@ -11,11 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
+import structlog
 
 from tessera.storage.database import unreachable
 
 if TYPE_CHECKING:
     from alembic.script import Script
+
+log = structlog.get_logger(__name__)
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 LOCK_TIMEOUT_MS = 5_000
@@ -53,10 +60,7 @@ async def migrate(dsn: str, tree: Tree, *, progress: Callable[[str], None] | Non
     try:
         await _take_starters_lock(connection, tree)
         await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {tree.value}")
-        await connection.execute(
-            f"CREATE TABLE IF NOT EXISTS {tree.value}.schema_revision"
-            " (revision text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
-        )
+        await _prepare_table(connection, tree)
         pending = await _pending(connection, tree)
         for script in _scripts(tree, pending):
             if progress is not None:
@@ -111,17 +115,48 @@ async def _take_starters_lock(connection: asyncpg.Connection, tree: Tree) -> Non
     await connection.execute("RESET lock_timeout")
 
 
+async def _prepare_table(connection: asyncpg.Connection, tree: Tree) -> None:
+    """Make the table of revisions, and note of each whether the release before can work on it."""
+    table = f"{tree.value}.schema_revision"
+    await connection.execute(
+        f"CREATE TABLE IF NOT EXISTS {table} (revision text PRIMARY KEY,"
+        " applied_at timestamptz NOT NULL DEFAULT now(), expands boolean NOT NULL DEFAULT false)"
+    )
+    if not await _has_expands(connection, tree):  # made before this was noted
+        await connection.execute(f"ALTER TABLE {table} ADD COLUMN expands boolean NOT NULL DEFAULT false")
+        known = [script.revision for script in _scripts(tree, known_revisions(tree)) if _expands(script)]
+        await connection.execute(f"UPDATE {table} SET expands = true WHERE revision = ANY($1)", known)  # noqa: S608
+
+
+async def _has_expands(connection: asyncpg.Connection, tree: Tree) -> bool:
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM information_schema.columns WHERE table_schema = $1"
+        " AND table_name = 'schema_revision' AND column_name = 'expands')",
+        tree.value,
+    )
+    return found
+
+
+def _expands(script: "Script") -> bool:
+    """Whether processes that do not know a revision can go on with it: unless it says `contracts = True`."""
+    return not getattr(script.module, "contracts", False)
+
+
 async def _pending(connection: asyncpg.Connection, tree: Tree) -> list[str]:
-    applied: set[str] = set()
+    applied: dict[str, bool] = {}
     if await connection.fetchval("SELECT to_regclass($1)", f"{tree.value}.schema_revision"):
-        rows = await connection.fetch(f"SELECT revision FROM {tree.value}.schema_revision")  # noqa: S608 -- an enum
-        applied = {row["revision"] for row in rows}
+        expands = "expands" if await _has_expands(connection, tree) else "false"
+        rows = await connection.fetch(f"SELECT revision, {expands} FROM {tree.value}.schema_revision")  # noqa: S608
+        applied = {row[0]: row[1] for row in rows}
     known = known_revisions(tree)
-    if ahead := applied - set(known):
-        raise NewerSchema(
-            f"the schema `{tree.value}` has revision {max(ahead)}, this release knows up to"
-            f" {known[-1] if known else 'none'}: start the newer release, or restore a backup"
-        )
+    if ahead := applied.keys() - set(known):
+        newest = known[-1] if known else "none"
+        if contracting := [revision for revision in ahead if not applied[revision]]:
+            raise NewerSchema(
+                f"the schema `{tree.value}` has revision {max(contracting)}, this release knows up to"
+                f" {newest}: start the newer release, or restore a backup"
+            )
+        log.warning("the schema is a newer release's, which this one can work on", schema=tree.value, known=newest)
     return [revision for revision in known if revision not in applied]
 
 
@@ -145,8 +180,9 @@ async def _run(connection: asyncpg.Connection, tree: Tree, script: "Script") -> 
             await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
             await connection.execute(_sql_of(script))
             await connection.execute(
-                f"INSERT INTO {tree.value}.schema_revision (revision) VALUES ($1)",  # noqa: S608 -- an enum
+                f"INSERT INTO {tree.value}.schema_revision (revision, expands) VALUES ($1, $2)",  # noqa: S608 -- an enum
                 script.revision,
+                _expands(script),
             )
     except asyncpg.PostgresError as error:
         raise MigrationError(f"revision {script.revision} of `{tree.value}` failed: {error}") from error
