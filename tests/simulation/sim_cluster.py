@@ -175,22 +175,26 @@ class SimCluster:
         task.add_done_callback(self._running.discard)
 
     async def _restart_later(self, process: SimProcess) -> None:
+        self._outside(self._expire_leases(process.name))
         await asyncio.sleep(self.random.uniform(0.1, 6))
         await self.restart(process.name)
 
     async def _resume_later(self, process: SimProcess) -> None:
-        seconds = self.random.uniform(0.5, 20)
-        if process.name.startswith("writer") and seconds > 4:
-            await asyncio.sleep(4)
-            await self._expire_lease(process.name)
-            seconds -= 4
-        await asyncio.sleep(seconds)
+        self._outside(self._expire_leases(process.name))
+        await asyncio.sleep(self.random.uniform(0.5, 20))
         process.resume()
 
-    async def _expire_lease(self, name: str) -> None:
-        """PostgreSQL's clock is real: what four virtual seconds would have done is done by hand."""
+    async def _expire_leases(self, name: str) -> None:
+        """PostgreSQL's clock is real: what four virtual seconds would have done is done by hand.
+
+        Whoever is back by then renews its lease or makes another, as after a pause that was just too long.
+        """
+        await asyncio.sleep(4)
         database = await Database.connect(self._dsn, max_size=1)
         await database.execute("UPDATE rooms.writers SET expires_at = '-infinity' WHERE name = $1", name)
+        await database.execute(
+            "UPDATE accounts.consumer_owners SET expires_at = '-infinity' WHERE owner LIKE $1 || '%'", name
+        )
         await database.close()
 
     async def _main(self, kind: str, process: SimProcess, ready: "asyncio.Future[App | None]") -> None:
