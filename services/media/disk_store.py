@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+from services.media.store_sweep import StoreWalk
+
 CHUNK_BYTES = 256 * 1024
 # An upload gathers so much between two trips to a thread.
 GATHER_BYTES = 512 * 1024
@@ -165,6 +167,10 @@ class DiskStore:
     async def delete(self, key: str) -> None:
         """Delete an object and its thumbnails; safe to repeat."""
         await self.run(self._delete, key)
+
+    def walk(self) -> StoreWalk:
+        """A walk through everything that lies here; its methods block, so `run` them."""
+        return StoreWalk(self._root)
 
     async def find_thumbnail(self, key: str, variant: str) -> StoredObject | None:
         """Open a thumbnail that `add_thumbnail` has put there."""

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from services.media import sweeping
 from services.media.dependencies import MediaDeps, MediaLimits
 from services.media.disk_store import DiskStore
 from services.media.routes import media_routes
@@ -40,7 +41,11 @@ async def open_media(around: Surroundings) -> AsyncIterator[Service]:
         raise CannotStart(f"media_store_path: {settings.media_directory} cannot be used: {error.strerror}") from error
     previewer = _previewer(settings) if settings.url_preview_enabled else None
     try:
-        yield Service(routes={"media": media_routes()}, state={"media": replace(media, previewer=previewer)})
+        yield Service(
+            routes={"media": media_routes()},
+            state={"media": replace(media, previewer=previewer)},
+            background=(lambda: sweeping.run(media),),
+        )
     finally:
         if previewer is not None:
             await previewer.close()

@@ -44,6 +44,18 @@ DELETE_EXPIRED = """
 DELETE FROM accounts.media WHERE user_id = $1 AND uploaded_ts IS NULL AND expires_ts <= $2
 """
 
+DELETE_ALL_EXPIRED = """
+DELETE FROM accounts.media WHERE (origin, media_id) IN (
+    SELECT origin, media_id FROM accounts.media WHERE uploaded_ts IS NULL AND expires_ts <= $1 LIMIT $2
+) AND uploaded_ts IS NULL
+"""
+
+LIST_NAMED = "SELECT object_key FROM accounts.media WHERE object_key = ANY($1::text[])"
+
+LIST_OBJECT_KEYS = """
+SELECT object_key FROM accounts.media WHERE object_key IS NOT NULL AND object_key > $1 ORDER BY object_key LIMIT $2
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class MediaRow:
@@ -116,6 +128,22 @@ async def fill_reserved(
     """Give a reserved ID of this user its content; False if it has some already, or is not there."""
     filled = await tx.fetchval(FILL, origin, media_id, user_id, now_ms, *_columns(content))
     return filled is not None
+
+
+async def delete_expired(tx: Transaction, now_ms: int, limit: int) -> int:
+    """Forget reserved IDs whose time is over; answers how many, at most `limit`."""
+    tag = await tx.execute(DELETE_ALL_EXPIRED, now_ms, limit)
+    return int(tag.rpartition(" ")[2])
+
+
+async def list_named(tx: Transaction, object_keys: list[str]) -> set[str]:
+    """Those of the objects that a row names."""
+    return {row[0] for row in await tx.fetch(LIST_NAMED, object_keys)}
+
+
+async def list_object_keys(tx: Transaction, after: str, limit: int) -> list[str]:
+    """Keys of objects that rows name, in their order, after `after`."""
+    return [row[0] for row in await tx.fetch(LIST_OBJECT_KEYS, after, limit)]
 
 
 def _columns(content: UploadedContent) -> tuple[str, str | None, int, str, bool]:
