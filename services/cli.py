@@ -32,6 +32,7 @@ from tessera.service import CannotStart
 if TYPE_CHECKING:
     import httpx
 
+UNIX = "unix:"
 # What a command needs is imported when it runs: each process of a cluster carries its own service only.
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.command("topics")(topics_command)
@@ -128,7 +129,9 @@ def migrate_command(config: ConfigOption = DEFAULT_CONFIG) -> None:
 
 @app.command("register-user")
 def register_user_command(
-    server: Annotated[str | None, typer.Argument(help="the server's URL; default: the first listener")] = None,
+    server: Annotated[
+        str | None, typer.Argument(help="the server's URL, or unix: and a socket's path; default: the first listener")
+    ] = None,
     config: ConfigOption = DEFAULT_CONFIG,
     user: Annotated[str | None, typer.Option("--user", "-u", help="localpart")] = None,
     password: Annotated[str | None, typer.Option("--password", "-p", help="asked for if it is not given")] = None,
@@ -166,10 +169,12 @@ def _read_password(path: Path) -> str:
 def _register(server: str, secret: str, user: str, password: str, *, admin: bool) -> str:
     import httpx
 
-    url = f"{server.rstrip('/')}/_synapse/admin/v1/register"
+    transport = httpx.HTTPTransport(uds=server.removeprefix(UNIX)) if server.startswith(UNIX) else None
+    base = "http://localhost" if server.startswith(UNIX) else server.rstrip("/")
+    url = f"{base}/_synapse/admin/v1/register"
     try:
         # The operator's own server, often with a certificate that only the outside knows.
-        with httpx.Client(verify=not server.startswith("https://127."), timeout=60) as client:
+        with httpx.Client(verify=not server.startswith("https://127."), timeout=60, transport=transport) as client:
             nonce = _answer(server, client.get(url))["nonce"]
             words = [nonce, user, password, "admin" if admin else "notadmin"]
             mac = hmac.new(secret.encode(), "\x00".join(words).encode(), hashlib.sha1).hexdigest()
@@ -200,6 +205,8 @@ def _ask_password() -> str:
 
 def _local_url(settings: Settings) -> str:
     listener = next((one for one in settings.listeners if "client" in one.resource_names()), settings.listeners[0])
+    if listener.path is not None:
+        return f"{UNIX}{listener.path}"
     scheme = "https" if listener.tls else "http"
     return f"{scheme}://127.0.0.1:{listener.port}"
 

@@ -10,14 +10,13 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from itertools import chain
 
 import structlog
 from fastapi import APIRouter
 from prometheus_client import CollectorRegistry
 from starlette.routing import BaseRoute
 
-from services.listening import Closing, HttpServers, bind, urls_of
+from services.listening import Closing, HttpServers, bind, close, urls_of
 from tessera.clock import Clock
 from tessera.config import Listener, Settings
 from tessera.http.app import MatrixApp, create_app
@@ -159,8 +158,8 @@ async def bound_listeners(listeners: Sequence[Listener]) -> AsyncIterator[list[l
             with_sockets.append(bind(listener))
         yield with_sockets
     finally:
-        for bound in chain.from_iterable(with_sockets):
-            bound.close()
+        for listener, bound in zip(listeners, with_sockets, strict=False):
+            close(listener, bound)
 
 
 async def answer_requests(

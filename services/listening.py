@@ -13,11 +13,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tessera.config import Listener, Settings
 from tessera.http.exchange import REPLY
+from tessera.http.proxies import behind_proxy
 from tessera.http.server_protocol import BoundedHttpProtocol
 from tessera.service import CannotStart
 
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
+PROBE_SECONDS = 2.0
 _CLOSE = (b"connection", b"close")
 
 
@@ -25,8 +27,10 @@ def bind(listener: Listener) -> list[socket.socket]:
     """The listener's sockets, taken before anything else is started.
 
     Raises:
-        CannotStart: an address or port cannot be had.
+        CannotStart: an address, a port or a path cannot be had.
     """
+    if listener.path is not None:
+        return [_bind_path(listener.path, listener.mode)]
     sockets: list[socket.socket] = []
     port = listener.port
     for address in listener.bind_addresses:
@@ -56,9 +60,53 @@ def bind(listener: Listener) -> list[socket.socket]:
     return sockets
 
 
+def _bind_path(path: Path, mode: int) -> socket.socket:
+    """A Unix socket. One that a killed process has left is replaced, one that answers is not."""
+    bound = socket.socket(socket.AF_UNIX)
+    try:
+        if path.is_socket():
+            if _answers(path):
+                raise CannotStart(f"cannot listen on {path}: another process does")
+            path.unlink()
+        bound.bind(str(path))
+        path.chmod(mode)
+        bound.listen(BACKLOG)
+    except OSError as error:
+        bound.close()
+        raise CannotStart(f"cannot listen on {path}: {error.strerror or error}") from error
+    except CannotStart:
+        bound.close()
+        raise
+    bound.setblocking(False)
+    return bound
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(PROBE_SECONDS)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:  # somebody is there, and busy
+            return True
+        return True
+
+
+def close(listener: Listener, sockets: Sequence[socket.socket]) -> None:
+    """Give a listener's sockets back; the path of a Unix socket goes with it."""
+    for bound in sockets:
+        bound.close()
+    if listener.path is not None:
+        listener.path.unlink(missing_ok=True)
+
+
 def urls_of(listener: Listener, sockets: Sequence[socket.socket]) -> Iterator[str]:
     """Where a listener's sockets are reached."""
     for bound in sockets:
+        if listener.path is not None:
+            yield f"unix:{listener.path}"
+            continue
         address, port = bound.getsockname()[:2]
         yield f"{'https' if listener.tls else 'http'}://{_show(address, port)}"
 
@@ -157,7 +205,7 @@ def _http_server(app: ASGIApp, settings: Settings, listener: Listener) -> _Serve
     if listener.tls:
         tls = {"ssl_certfile": settings.tls_certificate_path, "ssl_keyfile": settings.tls_private_key_path}
     config = uvicorn.Config(
-        app,
+        behind_proxy(app) if listener.x_forwarded else app,
         http=BoundedHttpProtocol,
         ws="none",
         loop="none",
@@ -166,7 +214,7 @@ def _http_server(app: ASGIApp, settings: Settings, listener: Listener) -> _Serve
         log_config=None,
         server_header=False,
         date_header=False,
-        proxy_headers=listener.x_forwarded,
+        proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=round(settings.tessera.drain_seconds),
         **tls,  # type: ignore[arg-type]

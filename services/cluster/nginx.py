@@ -73,6 +73,8 @@ def _server(settings: Settings, listener: Listener, by_service: Mapping[ServiceN
         f"    listen {f'[{address}]' if ':' in address else address}:{listener.port}{tls};"
         for address in listener.bind_addresses
     ]
+    if listener.path is not None:
+        places = [f"    listen unix:{listener.path};"]
     if listener.tls:
         places += [
             f"    ssl_certificate {settings.tls_certificate_path};",

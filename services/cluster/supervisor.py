@@ -218,9 +218,11 @@ class _Nginx:
         for listener in self._listeners:
             await self._until_listening(listener)
         return [
-            f"{'https' if listener.tls else 'http'}://{f'[{a}]' if ':' in a else a}:{listener.port}"
+            f"unix:{listener.path}"
+            if listener.path is not None
+            else f"{'https' if listener.tls else 'http'}://{f'[{a}]' if ':' in a else a}:{listener.port}"
             for listener in self._listeners
-            for a in listener.bind_addresses
+            for a in (listener.bind_addresses if listener.path is None else ("",))
         ]
 
     async def _until_listening(self, listener: Listener) -> None:
@@ -232,7 +234,10 @@ class _Nginx:
                     if self._process.returncode is not None:
                         raise CannotStart("nginx does not start; its reason is above")
                     try:
-                        _, writer = await asyncio.open_connection(address, listener.port)
+                        if listener.path is not None:
+                            _, writer = await asyncio.open_unix_connection(listener.path)
+                        else:
+                            _, writer = await asyncio.open_connection(address, listener.port)
                     except OSError:
                         await asyncio.sleep(0.05)
                         continue

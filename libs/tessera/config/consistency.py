@@ -22,6 +22,11 @@ def joint_problems(settings: Settings) -> list[Problem]:
                 problems.append(Problem(key, "is required, since a listener has tls: true"))
     seen: set[tuple[str, int]] = set()
     for number, listener in enumerate(settings.listeners):
+        if listener.path is not None:
+            if (str(listener.path), 0) in seen:
+                problems.append(Problem(f"listeners.{number}.path", "another listener has the same path"))
+            seen.add((str(listener.path), 0))
+            continue
         places = {(address, listener.port) for address in listener.bind_addresses if listener.port != 0}
         if places & seen:
             problems.append(Problem(f"listeners.{number}.port", "another listener has the same port and address"))

@@ -1,5 +1,6 @@
 """Durations, sizes, networks and names as Synapse writes them."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,3 +152,29 @@ def test_rules_against_links() -> None:
     for wrong in ({}, {"host": "x"}, {"path": "^("}):
         with pytest.raises(ValidationError):
             Settings.for_tests(url_preview_url_blacklist=[wrong])
+
+
+@pytest.mark.parametrize(
+    ("mode", "means"), [(0o660, 0o660), ("0660", 0o660), ("660", 0o660), (660, 0o660), (666, 0o666)]
+)
+def test_unix_sockets(mode: object, means: int) -> None:
+    (listener,) = Settings.for_tests(listeners=[{"path": "/run/tessera.sock", "mode": mode}]).listeners
+    assert (listener.path, listener.mode, listener.x_forwarded) == (Path("/run/tessera.sock"), means, True)
+
+
+@pytest.mark.parametrize(
+    "listener",
+    [
+        {},
+        {"port": 1, "path": "/a"},
+        {"path": "/a", "bind_addresses": ["::1"]},
+        {"path": "/a", "tls": True},
+        {"path": "/a", "mode": "rw"},
+        {"path": "/a", "mode": 0o7777},
+        {"path": "/a", "mode": 899},
+        {"port": 1, "mode": 0o600},
+    ],
+)
+def test_listeners_that_make_no_sense(listener: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Settings.for_tests(listeners=[listener])
