@@ -14,11 +14,16 @@ from fanout_listening import ALICE, Listener
 from tessera.clock import SystemClock
 from tessera.config import RedisSettings
 from tessera.fanout import UserWake
-from tessera.fanout.redis import RedisFanout, RedisUnavailable, open_fanout
+from tessera.fanout.redis import RedisFanout, RedisRateLimits, RedisUnavailable, open_fanout
+from tessera.http.limits import Rate
 from tessera.ids import IdSource
 from tests.fixtures.valkey import ValkeyProcess, free_port
 
 PASSWORD = "p@ss:word/?#"
+
+
+# What docs/operations.md says that the user needs.
+COMMANDS = "+publish +subscribe +unsubscribe +ping +eval +evalsha +get +set +time +role +client|setname +select"
 
 
 @pytest.fixture
@@ -54,6 +59,19 @@ async def test_a_password_in_the_url_or_beside_it(servers: ExitStack) -> None:
     for settings in (settings_of(url=with_password), settings_of(url=server.url, password=PASSWORD)):
         async with open_fanout(settings, SystemClock(), IdSource()) as fanout:
             await check_works(fanout)
+
+
+async def test_a_user_who_may_do_no_more_than_is_needed(servers: ExitStack) -> None:
+    user = f"user chat on >{PASSWORD} ~test:* &test:* -@all {COMMANDS}"
+    server = started(servers, ValkeyProcess(f"{user}"))
+    settings = settings_of(url=server.url, username="chat", password=PASSWORD)
+    rates = {"rc_message": Rate(1, 1)}
+    async with open_fanout(settings, SystemClock(), IdSource()) as fanout:
+        await check_works(fanout)
+        limits = RedisRateLimits(fanout.publisher, fanout.key_prefix, rates, SystemClock())
+        limits.check("rc_message", "@alice:test.example")
+        await limits.share()
+        assert server.command("DBSIZE") == "1"
 
 
 async def test_a_wrong_password_harms_nobody(servers: ExitStack) -> None:
