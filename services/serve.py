@@ -10,7 +10,7 @@ from services.projector.main import open_projector
 from services.rooms.main import open_rooms
 from services.stores import Progress, Stores, open_stores
 from services.sync.main import open_sync
-from tessera.bus import LocalCommandBus, LocalRecordBus
+from tessera.bus import LocalCommandBus, LocalRecordBus, RecordBus
 from tessera.clock import Clock, SystemClock
 from tessera.config import Settings, load_signing_keys
 from tessera.fanout import LocalFanout
@@ -46,8 +46,14 @@ async def serve(settings: Settings, *, progress: Progress, ready: Ready) -> None
 
 
 @asynccontextmanager
-async def run_services(settings: Settings, stores: Stores, clock: Clock) -> AsyncIterator[Hosted]:
-    """Start every service, and stop them in order at the end; one that fails ends the block with its exception."""
+async def run_services(
+    settings: Settings, stores: Stores, clock: Clock, *, records: RecordBus | None = None
+) -> AsyncIterator[Hosted]:
+    """Start every service, and stop them in order at the end; one that fails ends the block with its exception.
+
+    Args:
+        records: a log that outlives this run; by default one of its own.
+    """
     ids = IdSource()
     rates = {name: Rate(limit.per_second, limit.burst_count) for name, limit in settings.rate_limits().items()}
     last_seen = LastSeenRecorder(stores.accounts, clock)
@@ -60,7 +66,7 @@ async def run_services(settings: Settings, stores: Stores, clock: Clock) -> Asyn
         accounts=stores.accounts,
         shards=stores.shards,
         commands=LocalCommandBus(ids.token()),
-        records=LocalRecordBus(),
+        records=records or LocalRecordBus(),
         fanout=LocalFanout(),
         limits=LocalRateLimits(clock, rates),
         last_seen=last_seen,

@@ -76,7 +76,11 @@ class _Place:
 
 @dataclass(slots=True)
 class RecordConsumer:
-    """One consumer of room.log, for the partitions that it is given (`take_on`, `give_up`)."""
+    """One consumer of room.log, for the partitions that it is given (`take_on`, `give_up`).
+
+    Attributes:
+        rebuild: makes what the step projects of a partition anew, after its database went back in time.
+    """
 
     name: str
     step: Step
@@ -84,6 +88,7 @@ class RecordConsumer:
     accounts: Database
     shards: RoomShards
     clock: Clock
+    rebuild: Callable[[int], Awaitable[None]] | None = None
     _places: dict[int, _Place] = field(default_factory=dict)
     _unwritten: dict[int, Cursor] = field(default_factory=dict)
     _reader: RecordReader | None = None
@@ -273,6 +278,7 @@ class RecordConsumer:
         dense = new[-1].position - cursor.position == len(new)
         if not dense:
             return await self._catch_up(partition, cursor, new[-1].position)
+        await self._mend(partition, cursor, new)
         return await self._apply(partition, new)
 
     async def _catch_up(self, partition: int, cursor: Cursor, up_to: int) -> Cursor:
@@ -281,7 +287,14 @@ class RecordConsumer:
                 records = await list_records(tx, partition, cursor.position, up_to, BATCH)
             if not records:
                 return cursor
+            await self._mend(partition, cursor, records)
             cursor = await self._apply(partition, records)
+
+    async def _mend(self, partition: int, cursor: Cursor, records: Sequence[LogRecord]) -> None:
+        """A new incarnation: records that were taken before may never have been, so all is made anew."""
+        if cursor.incarnation not in (0, records[-1].incarnation) and self.rebuild is not None:
+            log.warning("partition rewound, made anew", consumer=self.name, partition=partition)
+            await self.rebuild(partition)
 
     async def _apply(self, partition: int, records: Sequence[LogRecord]) -> Cursor:
         cursor = Cursor(records[-1].incarnation, records[-1].position)

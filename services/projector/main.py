@@ -1,11 +1,12 @@
 """Puts the projector together: a consumer of room.log for each step."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
 from matrixcore.identifiers import ServerName
 from services.projector import directory, memberships
 from tessera.consumer_leases import ConsumerLeases
+from tessera.rebuilding import Rebuilder
 from tessera.record_consumer import RecordConsumer, Step
 from tessera.service import Service, Surroundings
 
@@ -14,8 +15,8 @@ from tessera.service import Service, Surroundings
 async def open_projector(around: Surroundings) -> AsyncIterator[Service]:
     """All steps, each with cursors of its own; several projectors share the partitions of each step."""
     consumers = [
-        RecordConsumer(name, step, around.records, around.accounts, around.shards, around.clock)
-        for name, step in _steps(around)
+        RecordConsumer(name, step, around.records, around.accounts, around.shards, around.clock, rebuild)
+        for name, step, rebuild in _steps(around)
     ]
     checks = {f"consumer {consumer.name}": consumer.check for consumer in consumers}
     background = tuple(consumer.run for consumer in consumers)
@@ -29,6 +30,17 @@ async def open_projector(around: Surroundings) -> AsyncIterator[Service]:
     yield Service(checks={**checks, "leases": leases.check}, background=(*background, leases.run), drain=leases.stop)
 
 
-def _steps(around: Surroundings) -> Iterator[tuple[str, Step]]:
-    yield memberships.CONSUMER, memberships.MembershipStep(around.fanout, ServerName(around.settings.server_name))
-    yield directory.CONSUMER, directory.DirectoryStep(around.shards)
+def _steps(around: Surroundings) -> Iterator[tuple[str, Step, Callable[[int], Awaitable[None]]]]:
+    server_name = ServerName(around.settings.server_name)
+    rebuilder = Rebuilder(around.accounts, around.shards, around.fanout, server_name)
+
+    async def rebuild_memberships(partition: int) -> None:
+        async for _ in rebuilder.rebuild_memberships([partition]):
+            pass
+
+    async def rebuild_directory(partition: int) -> None:
+        async for _ in rebuilder.rebuild_directory([partition]):
+            pass
+
+    yield memberships.CONSUMER, memberships.MembershipStep(around.fanout, server_name), rebuild_memberships
+    yield directory.CONSUMER, directory.DirectoryStep(around.shards), rebuild_directory

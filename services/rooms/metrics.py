@@ -38,6 +38,7 @@ LOST = Counter("tessera_writer_partitions_lost", "Partitions lost", ["reason"])
 # At 0 from the beginning: Prometheus sees no increase where there was nothing.
 for _reason in ("attempts", "begin", "fenced", "lease", "no progress", "topic", "unknown commit"):
     LOST.labels(_reason)
+REWOUND = Counter("tessera_writer_partitions_rewound", "Partitions whose database was behind the log when taken")
 DEAD_LETTERS = Counter("tessera_writer_dead_letters", "Commands that became dead letters")
 HOT_ROOMS_BYTES = Gauge("tessera_writer_hot_rooms_bytes", "Memory of hot rooms, about", ["shard"])
 

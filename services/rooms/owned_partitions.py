@@ -13,12 +13,14 @@ from services.rooms import metrics
 from services.rooms.announcing import Pump
 from services.rooms.hot_rooms import HotRooms
 from services.rooms.ownership import Owner, Ownership
-from tessera.bus import CommandReader, RecordBus
+from tessera.bus import BusUnavailable, CommandReader, RecordBus
+from tessera.bus.protocol import LogEnd
 from tessera.clock import Clock
 from tessera.fanout import Fanout
 from tessera.records import PartitionBatch
 from tessera.storage.database import Database, DatabaseUnavailable
 from tessera.storage.leases import TakenPartition
+from tessera.storage.partitions import PartitionHead, raise_incarnation
 from tessera.storage.records import list_records
 from tessera.storage.writer_batch import CommitRefused, CommitUnknown, Guard, WriterBatch, commit
 
@@ -84,6 +86,8 @@ class OwnedPartitions:
         self._arrivals: list[TakenPartition] = []
         self._arrived = asyncio.Event()
         self._lost: set[int] = set()
+        self._log = records
+        self._has_begun = False
         self.writing = asyncio.Lock()  # held while a batch is decided: nothing is handed over meanwhile
         self.pump = Pump(database, records, clock)
         self.ownership = Ownership(database, owner, placed, clock, on_taken=self._on_taken, on_lost=self._on_lost)
@@ -159,9 +163,12 @@ class OwnedPartitions:
             while self._lost:
                 await self.reader.revoke(self._lost.pop())
             arrivals, self._arrivals = self._arrivals, []
+            ends = await self._find_ends(arrivals)
             for taken in arrivals:
                 try:
-                    await self._begin(taken)
+                    if ends is None:
+                        raise BusUnavailable("the log's end is not known")
+                    await self._begin(await self._above_log(taken, ends.get(taken.partition)))
                 except Exception as error:  # whatever it is: the partition is taken again, and the others go on
                     log.warning("partition cannot be begun", partition=taken.partition, error=repr(error))
                     await self._clock.sleep(RETRY_SECONDS)
@@ -216,6 +223,37 @@ class OwnedPartitions:
         self.pump.add_partition(partition, taken.announced, taken.head)
         await reader.assign(partition, done_offset if known else None)
         metrics.PARTITIONS.labels(self._shard).set(len(self._owned))
+
+    async def _find_ends(self, arrivals: Sequence[TakenPartition]) -> dict[int, LogEnd] | None:
+        """Where the log ends in what was taken; None if that is not known now.
+
+        What a living writer gave away in order is as that writer left it: only a process that begins, or takes
+        from one that did not end in order, may meet a database that was restored meanwhile.
+        """
+        doubtful = [taken.partition for taken in arrivals if not (taken.clean and self._has_begun)]
+        self._has_begun = self._has_begun or bool(arrivals)
+        try:
+            return await self._log.find_ends(doubtful) if doubtful else {}
+        except BusUnavailable as error:
+            log.warning("log's end not known", error=str(error))
+            return None
+
+    async def _above_log(self, taken: TakenPartition, end: LogEnd | None) -> TakenPartition:
+        """Invariant 15: a log ahead of its database means that the database went back in time."""
+        if end is None or end <= (taken.incarnation, taken.head):
+            return taken
+        async with self._database.reading() as tx:
+            head = await raise_incarnation(tx, taken.partition, taken.epoch, PartitionHead(*end))
+        if head is None:
+            raise BusUnavailable("lost meanwhile")
+        metrics.REWOUND.inc()
+        log.error(
+            "PostgreSQL is behind room.log: it was restored or failed over with loss",
+            partition=taken.partition,
+            lost_records=end.position - taken.head,
+            incarnation=head.incarnation,
+        )
+        return taken._replace(incarnation=head.incarnation, head=head.position)
 
     async def _republish(self, taken: TakenPartition) -> None:
         """Wake whoever may not have heard of the last owner's commits."""

@@ -8,7 +8,7 @@ from random import Random
 from virtual_loop import VirtualLoop
 
 from tessera.bus import BusUnavailable
-from tessera.bus.protocol import Delivered
+from tessera.bus.protocol import Delivered, LogEnd
 from tessera.commands import Command, decode_command, encode_command
 from tessera.records import LogRecord, decode_record, encode_record
 
@@ -184,6 +184,17 @@ class FaultyRecordBus:
     async def announce(self, partition: int, records: Sequence[LogRecord]) -> None:
         for record in records:
             await self._topic.produce(partition, encode_record(record))
+
+    async def find_ends(self, partitions: Sequence[int]) -> dict[int, LogEnd]:
+        await asyncio.sleep(self._topic.faults.delay())
+        if self._topic.faults.kafka_down:
+            raise BusUnavailable("no broker")
+        ends: dict[int, LogEnd] = {}
+        for partition in partitions:
+            if entries := self._topic.of(partition).entries:
+                record = decode_record(entries[max(entries)])
+                ends[partition] = LogEnd(record.incarnation, record.position)
+        return ends
 
     async def open_reader(self) -> "FaultyRecordReader":
         return FaultyRecordReader(self._topic)

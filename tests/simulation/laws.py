@@ -132,11 +132,10 @@ class Knowledge:
         order = [positions[event["event_id"]] for event in timeline["events"]]
         require(order == sorted(set(order)), 3, f"{room_id} is out of order: {order}")
         before = self._seen.get(room_id)
-        if order and before is not None:
-            if not timeline["limited"]:
-                require(order[0] > before, 3, f"{room_id}: {order} after {before}")
-                whole = sorted(one for one in positions.values() if before < one <= order[-1])
-                require(whole == order, 3, f"{room_id}: {order} instead of {whole}")
+        if order and before is not None and not timeline["limited"]:
+            require(order[0] > before, 3, f"{room_id}: {order} after {before}")
+            whole = sorted(one for one in positions.values() if before < one <= order[-1])
+            require(whole == order, 3, f"{room_id}: {order} instead of {whole}")
         if order:
             self._seen[room_id] = order[-1]
 

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from tessera.bus.admission import RETRY_AFTER_MS, undone_limit
-from tessera.bus.protocol import BusBusy, BusUnavailable, Delivered
+from tessera.bus.protocol import BusBusy, BusUnavailable, Delivered, LogEnd
 from tessera.commands import Command
 from tessera.records import LogRecord
 
@@ -147,6 +147,11 @@ class LocalRecordBus:
         self._tails.setdefault(partition, deque(maxlen=RETAINED_RECORDS)).extend(records)
         for reader in tuple(self._readers):
             reader.wake(partition)
+
+    async def find_ends(self, partitions: Sequence[int]) -> dict[int, LogEnd]:
+        """The newest record of each of these partitions that has any."""
+        newest = {partition: tail[-1] for partition in partitions if (tail := self._tails.get(partition))}
+        return {partition: LogEnd(record.incarnation, record.position) for partition, record in newest.items()}
 
     async def open_reader(self) -> "LocalRecordReader":
         """A consumer that has no partition yet."""

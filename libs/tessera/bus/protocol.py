@@ -6,7 +6,7 @@ committed. A topic may be emptied at any time.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tessera.commands import Command
 from tessera.records import LogRecord
@@ -94,8 +94,22 @@ class RecordReader(Protocol):
     async def close(self) -> None: ...
 
 
+class LogEnd(NamedTuple):
+    """Where a partition of room.log ends."""
+
+    incarnation: int
+    position: int
+
+
 class RecordBus(Protocol):
     """room.log."""
+
+    async def find_ends(self, partitions: Sequence[int]) -> dict[int, LogEnd]:
+        """The newest record of each of these partitions that has any; one that cannot be read is left out.
+
+        Raises:
+            BusUnavailable: the topic cannot be read now.
+        """
 
     async def announce(self, partition: int, records: Sequence[LogRecord]) -> None:
         """Append records in order.

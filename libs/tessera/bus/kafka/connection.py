@@ -165,14 +165,16 @@ class KafkaConnection:
         return OffsetRange(*offsets)
 
     async def _send(self, node: int | None, request: Any) -> Any:
+        """The answer of one broker; without a node, of the first that gives one."""
         try:
             async with asyncio.timeout(self.timeout_seconds):
                 client = await self._opened()
-                if node is None or client.cluster.broker_metadata(node) is None:
-                    node = client.get_random_node()
-                return await client.send(node, request)
+                known = [broker.nodeId for broker in client.cluster.brokers()]
+                return await _first_answer(client, [node] if node in known else known, request)
         except UNREACHABLE as error:
-            raise BusUnavailable(f"Kafka does not answer: {error or type(error).__name__}") from error
+            if node is None:
+                await self.close()  # all may have moved: begin at the configured addresses again
+            raise BusUnavailable(f"Kafka does not answer: {str(error) or type(error).__name__}") from error
         except NotImplementedError as error:
             raise BusUnavailable("the brokers are older than Kafka 3.1") from error
 
@@ -187,6 +189,15 @@ class KafkaConnection:
                     raise
                 self._client = client
             return self._client
+
+
+async def _first_answer(client: AIOKafkaClient, nodes: Sequence[int | None], request: Any) -> Any:
+    for node in nodes[:-1]:
+        try:
+            return await client.send(node, request)
+        except UNREACHABLE:
+            continue
+    return await client.send(nodes[-1] if nodes else None, request)
 
 
 def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext | None:

@@ -24,6 +24,7 @@ log = structlog.get_logger(__name__)
 MAX_RECORD_BYTES = 8 << 20
 _BATCH_BYTES = 256 << 10  # of one partition in one request; one request is under way for each broker
 _START_PAUSE_SECONDS = 0.5  # between two tries to reach the cluster
+_RENEW_SECONDS = 30.0  # of failures alone, after which a new producer is made
 _BUSY_RETRY_MS = 1_000
 
 Outgoing = tuple[bytes, Headers]
@@ -69,6 +70,8 @@ class Producing:
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
         self._failed_at: float | None = None
+        self._failing_since: float | None = None
+        self._stopping: set[asyncio.Task[None]] = set()
         self._closed = False
 
     async def send(self, topic: str, partition: int, records: Sequence[Outgoing], in_flight: InFlight) -> int:
@@ -95,7 +98,9 @@ class Producing:
             except UNREACHABLE as error:
                 reason = type(error).__name__
                 metrics.SENDS_FAILED.labels(topic, reason).inc()
+                self._give_up_at_last()
                 raise BusUnavailable(f"topic {topic} does not take the record: {error or reason}") from error
+            self._failing_since = None
             metrics.ACKNOWLEDGED_SECONDS.labels(topic).observe(self._clock.monotonic() - started)
             return int(last.offset)
 
@@ -105,6 +110,18 @@ class Producing:
         producer, self._producer = self._producer, None
         if producer is not None:
             await producer.stop()
+        await asyncio.gather(*self._stopping)
+
+    def _give_up_at_last(self) -> None:
+        """Begin at the configured addresses again: a producer knows brokers by where they once were."""
+        now = self._clock.monotonic()
+        if self._failing_since is None:
+            self._failing_since = now
+        elif now - self._failing_since > _RENEW_SECONDS and self._producer is not None:
+            stopping = asyncio.create_task(self._producer.stop())
+            self._stopping.add(stopping)
+            stopping.add_done_callback(self._stopping.discard)
+            self._producer = self._failing_since = None
 
     async def _started(self) -> AIOKafkaProducer:
         if self._producer is not None:

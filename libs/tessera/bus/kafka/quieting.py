@@ -5,7 +5,7 @@ import logging
 SECONDS = 30.0
 MESSAGES = 200  # remembered; aiokafka has fewer
 _LOGGERS = (
-    "aiokafka.client",
+    "aiokafka",  # its client
     "aiokafka.cluster",
     "aiokafka.conn",
     "aiokafka.consumer.fetcher",

@@ -7,6 +7,7 @@ positions and see what is missing by arithmetic; PostgreSQL has it.
 Spec: none; DESIGN.md sections 2.2 and 4.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,10 +19,11 @@ from tessera.bus.kafka.envelope import make_headers
 from tessera.bus.kafka.feed import PartitionFeed
 from tessera.bus.kafka.producing import InFlight, Producing
 from tessera.bus.kafka.topics import RECORDS
-from tessera.bus.protocol import TopicReplaced
+from tessera.bus.protocol import BusUnavailable, LogEnd, TopicReplaced
 from tessera.clock import Clock
 from tessera.records import LogRecord, decode_record, encode_record
 
+ENDS_SECONDS = 5.0
 MAX_REWIND = 2_000  # records before the newest that a reader goes back to; beyond, PostgreSQL is the better source
 
 
@@ -48,6 +50,41 @@ class KafkaRecordBus:
         await self._cluster.require_topics()
         encoded = [(encode_record(record), make_headers(record.traceparent)) for record in records]
         await self._producing.send(self._topic, partition, encoded, self._in_flight)
+
+    async def find_ends(self, partitions: Sequence[int]) -> dict[int, LogEnd]:
+        """The newest record of each of these partitions that has any; one that cannot be read is left out.
+
+        Raises:
+            BusUnavailable: the topic cannot be read now.
+        """
+        topic = (await self._cluster.require_topics())[self._topic]
+        feed = PartitionFeed(self._cluster.connection, topic, self._clock)
+        feed.open()
+        try:
+            return await self._read_ends(feed, partitions)
+        finally:
+            await feed.close()
+
+    async def _read_ends(self, feed: PartitionFeed, partitions: Sequence[int]) -> dict[int, LogEnd]:
+        ranges = await asyncio.gather(
+            *(self._cluster.connection.offset_range(self._topic, partition) for partition in partitions)
+        )
+        wanted: set[int] = set()
+        for partition, there in zip(partitions, ranges, strict=True):
+            if there.end > there.start:
+                wanted.add(partition)
+                feed.add(partition, there.end - 1)
+        ends: dict[int, LogEnd] = {}
+        try:
+            async with asyncio.timeout(ENDS_SECONDS):
+                while wanted:
+                    fetched = await feed.take(len(wanted))
+                    for raw, record in decode_all(feed, self._topic, fetched, decode_record):
+                        ends[raw.partition] = LogEnd(record.incarnation, record.position)
+                    wanted.difference_update(raw.partition for raw in fetched)
+        except TimeoutError:
+            raise BusUnavailable(f"the ends of {len(wanted)} partitions were not read in time") from None
+        return ends
 
     async def open_reader(self) -> "KafkaRecordReader":
         """A consumer that has no partition yet.
