@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services import dead_letters_command
+from services import dead_letters_command, partitions_command
 from services.cluster.command import cluster_command
 from services.command_line import (
     DEFAULT_CONFIG,
@@ -39,6 +39,7 @@ app.command("topics")(topics_command)
 app.command("rebuild")(rebuild_command)
 app.command("verify")(verify_command)
 app.add_typer(dead_letters_command.app, name="dead-letters")
+app.add_typer(partitions_command.app, name="partitions")
 app.command("cluster")(cluster_command)
 
 

@@ -184,6 +184,9 @@ class _NoTopic:
     async def send(self, command: Command) -> None:
         raise BusUnavailable("this process uses no topic")
 
+    async def find_ends(self, partitions: Sequence[int]) -> NoReturn:
+        raise BusUnavailable("this process uses no topic")
+
     async def announce(self, partition: int, records: Sequence[LogRecord]) -> None:
         raise BusUnavailable("this process uses no topic")
 
