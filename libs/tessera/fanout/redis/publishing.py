@@ -54,6 +54,7 @@ class Publisher:
         self._first_attempt = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        metrics.CONNECTED.labels("publish").set(0)
 
     @property
     def is_up(self) -> bool:

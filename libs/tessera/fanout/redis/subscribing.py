@@ -63,6 +63,7 @@ class Hub:
         self._heard = 0.0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._first_attempt = asyncio.Event()
+        metrics.CONNECTED.labels("subscribe").set(0)
 
     @property
     def is_up(self) -> bool:
