@@ -3,19 +3,22 @@
 Spec: C-S API §Using access tokens, §Refreshing access tokens.
 """
 
+from collections.abc import Sequence
+
 from starlette.requests import Request
 
 from matrixcore.identifiers import UserId
 from tessera.clock import Clock
 from tessera.fanout import Fanout, SessionEnd, Subscriber, Subscription
-from tessera.http.authentication import Requester, RequesterCache, access_token_of
+from tessera.http.authentication import Requester, access_token_of
+from tessera.http.requester_cache import RequesterCache
 from tessera.last_seen import LastSeenRecorder
 from tessera.storage import access_tokens
 from tessera.storage.database import Database
 
 
 class TokenAuthenticator:
-    """`tessera.http.authentication.Authenticator` over the account store: one query for a token not in the cache.
+    """`tessera.http.authentication.Authenticator` over the account store: one query for tokens not in the cache.
 
     Sessions that end in other processes are heard of over the fan-out; without it a token lives on for the few
     seconds of the cache.
@@ -44,8 +47,8 @@ class TokenAuthenticator:
         """
         requester = await self._cache.get(access_token_of(request))
         if requester.device_id:
-            client = request.client
-            self._last_seen.note(requester.user_id, requester.device_id, None if client is None else client.host)
+            client = request.scope.get("client")
+            self._last_seen.note(requester.user_id, requester.device_id, None if client is None else client[0])
         return requester
 
     async def authenticate_token(self, token: str) -> Requester:
@@ -66,14 +69,17 @@ class TokenAuthenticator:
         else:
             self._cache.forget_device(end.user_id, end.device_id)
 
-    async def _find(self, token: str) -> Requester | None:
+    async def _find(self, tokens: Sequence[str]) -> dict[str, Requester]:
         async with self._accounts.reading() as tx:
-            found = await access_tokens.find_token(tx, token)
-            if found is not None and found.supersedes is not None:
+            found = await access_tokens.find_tokens(tx, tokens)
+            refreshed = [one for one in found.values() if one.supersedes is not None]
+            for one in refreshed:  # hardly ever more than one: each exchange of a refresh token comes here once
+                assert one.supersedes is not None
                 # The first use of a refreshed token: its client has it, so the old ones are needed no more.
-                await access_tokens.revoke_superseded(tx, found.user_id, found.device_id, found.supersedes)
-        if found is None:
-            return None
-        if found.supersedes is not None:
-            self._cache.forget_device(found.user_id, found.device_id)
-        return Requester(found.user_id, found.device_id, found.is_guest, found.is_admin, found.expires_ts)
+                await access_tokens.revoke_superseded(tx, one.user_id, one.device_id, one.supersedes)
+        for one in refreshed:
+            self._cache.forget_device(one.user_id, one.device_id)
+        return {
+            token: Requester(one.user_id, one.device_id, one.is_guest, one.is_admin, one.expires_ts)
+            for token, one in found.items()
+        }

@@ -4,6 +4,7 @@ Spec: C-S API §Using access tokens, §Relationship between access tokens and de
 access tokens.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import NamedTuple
@@ -49,9 +50,9 @@ class FoundRefresh(NamedTuple):
 
 
 _FIND = """
-SELECT t.user_id, t.device_id, u.is_guest, u.is_admin, t.expires_ts, t.supersedes
+SELECT t.token_hash, t.user_id, t.device_id, u.is_guest, u.is_admin, t.expires_ts, t.supersedes
 FROM accounts.access_tokens t JOIN accounts.users u USING (user_id)
-WHERE t.token_hash = $1 AND NOT u.deactivated
+WHERE t.token_hash = ANY($1) AND NOT u.deactivated
 """
 
 # A known device keeps its name, keys and inbox and loses its tokens.
@@ -110,10 +111,11 @@ def hash_token(token: str) -> bytes:
     return sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
-async def find_token(tx: Transaction, token: str) -> FoundToken | None:
-    """Whose token it is; expired ones are found too, None if it is unknown or revoked."""
-    row = await tx.fetchrow(_FIND, hash_token(token))
-    return None if row is None else FoundToken(*row)
+async def find_tokens(tx: Transaction, tokens: Iterable[str]) -> dict[str, FoundToken]:
+    """Whose tokens they are; expired ones are found too, unknown and revoked ones are left out."""
+    by_hash = {hash_token(token): token for token in tokens}
+    rows = await tx.fetch(_FIND, list(by_hash))
+    return {by_hash[row[0]]: FoundToken(*row[1:]) for row in rows}
 
 
 async def add_session(

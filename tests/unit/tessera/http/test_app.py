@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import httpx
@@ -13,16 +13,11 @@ from starlette.routing import Route
 from matrixcore.identifiers import UserId
 from tessera.clock import FakeClock
 from tessera.http.app import MatrixApp, create_app
-from tessera.http.authentication import (
-    CurrentRequester,
-    Requester,
-    RequesterCache,
-    access_token_of,
-    authenticate,
-)
+from tessera.http.authentication import CurrentRequester, Requester, access_token_of, authenticate
 from tessera.http.bodies import read_json_object
 from tessera.http.errors import LimitExceeded, NotFound
 from tessera.http.replies import json_reply
+from tessera.http.requester_cache import RequesterCache
 from tessera.ids import IdSource
 from tessera.storage.database import DatabaseUnavailable
 from tessera.telemetry import RequestMetrics, observability_routes
@@ -75,8 +70,8 @@ class TokenTable:
     async def authenticate(self, request: Request) -> Requester:
         return await self._cache.get(access_token_of(request))
 
-    async def _find(self, token: str) -> Requester | None:
-        return Requester(UserId("@a:x"), "DEV") if token == "good" else None
+    async def _find(self, tokens: Sequence[str]) -> dict[str, Requester]:
+        return {token: Requester(UserId("@a:x"), "DEV") for token in tokens if token == "good"}
 
 
 @pytest.fixture
