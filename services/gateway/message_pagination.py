@@ -1,12 +1,16 @@
-"""GET /messages: pages of a room's history. Spec: C-S API §Getting events for a room."""
+"""GET /messages: pages of a room's history, a plain route as clients ask for many.
 
-from typing import Annotated, Any, Literal
+Spec: C-S API §Getting events for a room.
+"""
 
-from fastapi import Query
+import re
+from typing import Any
+
+from starlette.requests import Request
 from starlette.responses import Response
 
 from matrixcore.identifiers import RoomId
-from services.gateway.dependencies import GatewayDep, GatewayDeps
+from services.gateway.dependencies import GatewayDeps, gateway_of
 from services.gateway.event_pages import (
     BEGINNING,
     PageFilter,
@@ -19,36 +23,35 @@ from services.gateway.event_pages import (
 )
 from services.gateway.path_identifiers import point_of, room_id_of
 from services.gateway.room_access import require_view
-from services.gateway.routing import CurrentRequester, client_router
+from services.gateway.routing import client_routes, requester_of
 from tessera.event_serving import serve_events
 from tessera.http.authentication import Requester
+from tessera.http.errors import InvalidParam, MissingParam
 from tessera.http.replies import json_reply
-
-router = client_router()
 
 DEFAULT_LIMIT = 10
 MAX_LIMIT = 1_000
+_LIMIT = re.compile("[0-9]{1,100}")
 
 
-@router.get("/rooms/{room_id}/messages")
-async def get_room_events(
-    room_id: str,
-    requester: CurrentRequester,
-    gateway: GatewayDep,
-    direction: Annotated[Literal["b", "f"], Query(alias="dir")],
-    start: Annotated[str | None, Query(alias="from")] = None,
-    stop: Annotated[str | None, Query(alias="to")] = None,
-    limit: Annotated[int, Query(ge=0)] = DEFAULT_LIMIT,
-    event_filter: Annotated[str | None, Query(alias="filter")] = None,
-) -> Response:
+async def get_room_events(request: Request) -> Response:
     """A page of the room's events, and of what of its members is needed to show it."""
+    requester = await requester_of(request)
+    gateway = gateway_of(request)
+    query = request.query_params
+    room_id = room_id_of(request.path_params["room_id"])
+    backwards = _parse_direction(query.get("dir"))
+    limit = _parse_limit(query.get("limit"))
     ignored = await list_ignored(gateway.accounts, requester.user_id)
-    page_filter = parse_page_filter(event_filter, ignored)
+    page_filter = parse_page_filter(query.get("filter"), ignored)
     limit = min(max(1, limit), MAX_LIMIT, page_filter.filter.limit_or(MAX_LIMIT) or 1)
     reply = await list_messages(
-        gateway, requester, room_id_of(room_id), direction == "b", start, stop, limit, page_filter
+        gateway, requester, room_id, backwards, query.get("from"), query.get("to"), limit, page_filter
     )
     return json_reply(reply)
+
+
+routes = client_routes("/rooms/{room_id}/messages", get_room_events, methods=["GET"])
 
 
 async def list_messages(
@@ -86,3 +89,19 @@ async def list_messages(
         # The live end: what comes later can be asked for from here.
         following = page.events[-1].order
     return page_reply(begin, following, chunk, state)
+
+
+def _parse_direction(text: str | None) -> bool:
+    if text is None:
+        raise MissingParam("dir is missing")
+    if text not in ("b", "f"):
+        raise InvalidParam("dir must be b or f")
+    return text == "b"
+
+
+def _parse_limit(text: str | None) -> int:
+    if text is None:
+        return DEFAULT_LIMIT
+    if _LIMIT.fullmatch(text) is None:
+        raise InvalidParam("limit must be an integer that is not negative")
+    return int(text)

@@ -36,12 +36,12 @@ from services.gateway import (
 )
 from services.gateway.routing import mounted
 
-HOT_ROUTES: tuple[Route, ...] = tuple(room_send.routes)
+HOT_ROUTES: tuple[Route, ...] = (*room_send.routes, *message_pagination.routes)
 """Plain routes, to stand first in the application's table."""
 
 _MODULES = (
     *(banning, create_room, directory, event_context, inviting, joining, kicking, knocking, leaving),
-    *(list_joined_rooms, list_public_rooms, message_pagination, peeking_events, read_markers, receipts),
+    *(list_joined_rooms, list_public_rooms, peeking_events, read_markers, receipts),
     *(redaction, report_content, room_initial_sync, room_state, rooms, typing),
 )
 
