@@ -13,6 +13,7 @@ from hashlib import sha256
 import orjson
 import structlog
 
+from matrixcore.identifiers import RoomId, UserId
 from services.gateway.room_changes import RoomChanges
 from tessera.clock import Clock
 from tessera.commands import Append, NewEvent
@@ -81,27 +82,25 @@ async def _leave_rooms(changes: RoomChanges, departure: Departure, rooms: list[R
 
     async def leave(room: RoomToLeave) -> MatrixError | None:
         async with places:
-            return await _leave(changes, departure, room)
+            command_id = leave_command_id(departure, room)
+            return await leave_room_once(changes, departure.user_id, room.room_id, command_id)
 
     errors = await asyncio.gather(*(leave(room) for room in rooms))
     return next((error for error in errors if error is not None), None)
 
 
-async def _leave(changes: RoomChanges, departure: Departure, room: RoomToLeave) -> MatrixError | None:
-    user_id = departure.user_id
+async def leave_room_once(
+    changes: RoomChanges, user_id: UserId, room_id: RoomId, command_id: bytes
+) -> MatrixError | None:
+    """Leave a room on the server's own account: the error if it could not be asked, and is to be asked again."""
     event = NewEvent("m.room.member", user_id, {"membership": "leave"})
     try:
-        await changes.submit(
-            room.room_id,
-            user_id,
-            Append(event, done_if_membership=("leave",)),
-            command_id=leave_command_id(departure, room),
-        )
+        await changes.submit(room_id, user_id, Append(event, done_if_membership=("leave",)), command_id=command_id)
     except MatrixError as error:
         if error.status == 503:
             return error
         # Banned meanwhile, or a room that is not here: nothing can be left there.
-        log.info("room not left", room_id=room.room_id, errcode=error.errcode)
+        log.info("room not left", room_id=room_id, errcode=error.errcode)
     return None
 
 

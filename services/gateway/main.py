@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from services.gateway import departures, profile_propagation, stale_devices
+from services.gateway import departures, guest_removal, profile_propagation, stale_devices
 from services.gateway.app import build_gateway, gateway_routers, gateway_routes
 from services.gateway.passwords import Passwords
 from tessera.room_commands import RoomCommands
@@ -43,6 +43,11 @@ async def open_gateway(around: Surroundings) -> AsyncIterator[Service]:
                 lambda: profile_propagation.run(around.accounts, gateway.propagate_profile, around.clock),
                 lambda: departures.run(gateway.rooms, around.clock),
                 lambda: stale_devices.run(gateway, around.clock),
+                *(
+                    (lambda: guest_removal.run(gateway.rooms, around.clock),)
+                    if around.settings.allow_guest_access
+                    else ()
+                ),
             ),
         )
         await gateway.receipts.flush()

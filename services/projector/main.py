@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
 from matrixcore.identifiers import ServerName
-from services.projector import directory, memberships
+from services.projector import directory, guest_access, memberships
 from tessera.consumer_leases import ConsumerLeases
 from tessera.rebuilding import Rebuilder
 from tessera.record_consumer import RecordConsumer, Step
@@ -44,3 +44,6 @@ def _steps(around: Surroundings) -> Iterator[tuple[str, Step, Callable[[int], Aw
 
     yield memberships.CONSUMER, memberships.MembershipStep(around.fanout, server_name), rebuild_memberships
     yield directory.CONSUMER, directory.DirectoryStep(around.shards), rebuild_directory
+    if around.settings.allow_guest_access:
+        guests = guest_access.GuestAccessStep()
+        yield guest_access.CONSUMER, guests, lambda partition: guests.look_at_partition(around.accounts, partition)
