@@ -46,7 +46,10 @@ class Hosted:
         """Answer who waits and give away what others can go on with; /ready says no from now on."""
         self.closing.is_closing = True
         for service in self.services:
-            await service.drain()
+            try:
+                await service.drain()
+            except Exception:  # whatever it was: what could not be given away is taken when this process is gone
+                log.exception("not drained")
 
 
 @asynccontextmanager

@@ -143,6 +143,9 @@ class Ownership:
         if not wanted:
             return
         free = await leases.list_free(tx, self._owner.owner, wanted)
+        if not all(free.values()) and len(self._epochs) >= self._share:
+            # Somebody has gone, so that the shares are larger now.
+            await self._look_at_share(tx)
         chosen = choose_free(free, len(self._epochs), self._share, self._owner.owner)
         if not chosen:
             return
@@ -172,10 +175,13 @@ class Ownership:
             self._on_lost(lost, "lease")
         self._heirs = {partition: name for partition, name in renewed.heirs.items() if partition in self._epochs}
         self._is_draining = renewed.is_draining
-        self._share = fair_share(len(self._placed()), await leases.list_writers(tx), self._owner.owner)
+        await self._look_at_share(tx)
         self._renewed_at = self._clock.monotonic()
         if self._heirs or len(self._epochs) > self._share:
             self._may_give.set()
+
+    async def _look_at_share(self, tx: Transaction) -> None:
+        self._share = fair_share(len(self._placed()), await leases.list_writers(tx), self._owner.owner)
 
     # Giving
 
@@ -201,8 +207,16 @@ class Ownership:
             await leases.set_draining(tx, self._owner.owner)
         self._is_draining = True
         self._share = 0
-        while not await self._give_surplus(give):
-            await self._clock.sleep(BUSY_LOOK_SECONDS)  # it has only just come, and its writing has not begun
+        while not (await self._give_surplus(give) and await self._has_nothing_to_give()):
+            self._wakeup.set()  # what was handed over to us a moment ago must be taken before it can be given
+            await self._clock.sleep(BUSY_LOOK_SECONDS)
+
+    async def _has_nothing_to_give(self) -> bool:
+        """Whether no partition is ours, not even one that was handed over and is not taken yet; or nobody takes any."""
+        async with self._database.reading() as tx:
+            writers = await leases.list_writers(tx)
+        ours = any(writer.partitions for writer in writers if writer.owner == self._owner.owner)
+        return not ours or all(writer.is_draining for writer in writers)
 
     async def _give_surplus(self, give: Give) -> bool:
         """Give away what can be given; False if a partition could not be given just now."""
