@@ -9,11 +9,10 @@ from typing import Any
 
 import orjson
 
-from matrixcore.events import load_event, redact_event
 from matrixcore.filters import InvalidFilter, RoomEventFilter, parse_room_event_filter
 from matrixcore.identifiers import EventId, UserId
-from matrixcore.visibility import Membership
 from services.gateway.room_access import RoomView
+from tessera.erased_events import hide_erased, unheard_senders
 from tessera.event_serving import serve_events
 from tessera.http.errors import InvalidParam
 from tessera.pagination_token import encode_page_token, point_before
@@ -153,40 +152,30 @@ async def serve_page(
     now_ms: int,
 ) -> list[dict[str, Any]]:
     """Events as the client gets them, with their aggregated relations. The caller holds no connection meanwhile."""
-    events = await hide_erased(accounts, view, events)
     room_id = view.room.room_id
     ids = [event.event_id for event in events if event.state_key is None and event.redacted_by is None]
     bundles: dict[EventId, Bundle] = {}
     if ids:
         async with shards.of_room(room_id).reading() as tx:
             bundles = await list_bundles(tx, room_id, ids, view.history.user_id, up_to=view.until)
+    events, bundles = await _hide_erased(accounts, view, events, bundles)
     return serve_events(events, view.rules, view.reader(device_id, now_ms), room_id=room_id, bundles=bundles)
 
 
-async def hide_erased(accounts: Database, view: RoomView, events: Sequence[EventRow]) -> Sequence[EventRow]:
-    """Show what erased users said, to who was not joined then, as if it had been redacted. Spec: MSC4025.
-
-    A member who was there for the whole page costs no query.
-    """
+async def _hide_erased(
+    accounts: Database, view: RoomView, events: Sequence[EventRow], bundles: dict[EventId, Bundle]
+) -> tuple[Sequence[EventRow], dict[EventId, Bundle]]:
+    """Redact what erased users said, for who was not joined then. A member who always was costs no query."""
     if view.history.joined_throughout(events):
-        return events
-    unheard = {
-        event.event_id: event.sender
-        for event in events
-        if event.redacted_by is None and view.history.after(event.order) is not Membership.JOIN
-    }
+        return events, bundles
+    unheard = unheard_senders(events, bundles, view.history)
     if not unheard:
-        return events
+        return events, bundles
     async with accounts.reading() as tx:
-        erased = set(await list_erased(tx, list(set(unheard.values()))))
-    return [
-        _redacted(event, view) if event.event_id in unheard and event.sender in erased else event for event in events
-    ]
-
-
-def _redacted(event: EventRow, view: RoomView) -> EventRow:
-    redacted = redact_event(load_event(event.pdu, event.event_id, view.rules, room_id=view.room.room_id))
-    return event._replace(pdu=redacted.pdu, previous_pdu=None, replaces_state=None)
+        erased = set(await list_erased(tx, list(unheard)))
+    if not erased:
+        return events, bundles
+    return hide_erased(view.room.room_id, view.rules, events, bundles, view.history, erased)
 
 
 async def list_member_state(tx: Transaction, view: RoomView, events: Sequence[EventRow]) -> list[EventRow]:

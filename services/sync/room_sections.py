@@ -19,11 +19,11 @@ from matrixcore.identifiers import EventId, RoomId, UserId
 from matrixcore.push_evaluation import PushEvaluator
 from matrixcore.room_versions import ROOM_VERSIONS
 from matrixcore.visibility import Sight
-from services.sync.erased_senders import hide_erased
 from services.sync.lazy_members import Seen, with_members
 from services.sync.rendering import EventRenderer, Json, display_name_of, has_text, receipt_event, unread_fields
 from services.sync.room_plan import PlannedRoom, end_of_stay, is_interrupted
 from services.sync.sync_request import SyncRequest
+from tessera.erased_events import hide_erased
 from tessera.event_serving import Reader
 from tessera.pagination_token import encode_page_token, point_before
 from tessera.records import OrderKey

@@ -16,7 +16,7 @@ import orjson
 
 from matrixcore.identifiers import InvalidIdentifier, RoomId, UserId, parse_user_id
 from services.sync.ephemeral import PresenceBoard, TypingBoard
-from services.sync.erased_senders import ErasedUsers
+from services.sync.erased_users import ErasedUsers
 from services.sync.lazy_members import LazyMemory, Seen
 from services.sync.rendering import (
     Json,

@@ -179,7 +179,10 @@ async def test_what_erased_users_said_is_kept_by_who_heard_it(
     alice: Client, bob: Client, room: SeededRoom, accounts: Database
 ) -> None:
     await room.member(CAROL, "join")
-    await room.message(CAROL, "old words")
+    old = await room.message(CAROL, "old words")
+    edit = {"rel_type": "m.replace", "event_id": old.event_id}
+    new_content = {"msgtype": "m.text", "body": "new"}
+    await room.message(CAROL, "* new", **{"m.relates_to": edit, "m.new_content": new_content})
     await room.member(BOB, "join")
     async with accounts.transaction() as tx:
         await users.add_user(tx, CAROL, password_hash=None, displayname=None, now_ms=1)
@@ -189,8 +192,11 @@ async def test_what_erased_users_said_is_kept_by_who_heard_it(
         chunk = (await client.get(f"/rooms/{ROOM}/messages", dir="b", limit=50))["chunk"]
         return [event["content"] for event in chunk if event["type"] == "m.room.message"]
 
-    assert await said(alice) == [{"body": "old words", "msgtype": "m.text"}]
-    assert await said(bob) == [{}]
+    assert [content["body"] for content in await said(alice)] == ["* new", "old words"]
+    assert await said(bob) == [{}, {}]
+    served = await bob.get(f"/rooms/{ROOM}/event/{old.event_id}")
+    assert "m.relations" not in served["unsigned"]
+    assert "m.relations" in (await alice.get(f"/rooms/{ROOM}/event/{old.event_id}"))["unsigned"]
 
 
 async def test_the_context_of_an_event(alice: Client, room: SeededRoom) -> None:

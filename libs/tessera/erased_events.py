@@ -1,11 +1,9 @@
 """What erased users said, for who was not joined then: shown as if it had been redacted.
 
-Only timelines that reach back before the reader's join hold such events; what comes to a joined user never does.
-
 Spec: C-S API §Account deactivation; MSC4025.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
 from matrixcore.events import load_event, redact_event
@@ -13,29 +11,22 @@ from matrixcore.identifiers import EventId, RoomId, UserId
 from matrixcore.room_versions import RoomVersionRules
 from matrixcore.visibility import Sight
 from tessera.room_visibility import MembershipHistory, sight_of
-from tessera.storage.database import Database
-from tessera.storage.erased_users import list_erasures
 from tessera.storage.room_reads.events import EventRow
 from tessera.storage.room_reads.relations import Bundle
 
 
-class ErasedUsers:
-    """All erased users of this server, a name each: read once, and then only what is new."""
+def is_unheard(row: EventRow, history: MembershipHistory) -> bool:
+    """Whether the reader would see the event redacted if its sender were erased."""
+    return row.redacted_by is None and sight_of(row, history, sender_erased=True) is Sight.REDACTED
 
-    def __init__(self) -> None:
-        self._users: set[UserId] = set()
-        self._position = 0
 
-    async def up_to(self, accounts: Database, position: int) -> Set[UserId]:
-        """The users whose erasures have a position up to this one, perhaps more; no query if all are known."""
-        while self._position < position:
-            async with accounts.reading() as tx:
-                found = await list_erasures(tx, self._position)
-            if not found:
-                break
-            self._users.update(erasure.user_id for erasure in found)
-            self._position = max(self._position, found[-1].position)
-        return self._users
+def unheard_senders(
+    rows: Sequence[EventRow], bundles: Mapping[EventId, Bundle], history: MembershipHistory
+) -> set[UserId]:
+    """Whose erasure would change what the reader sees of these events and of what is bundled with them."""
+    latest = (bundle.thread_latest for bundle in bundles.values())
+    shown: Iterable[EventRow] = (*rows, *(row for row in latest if row is not None))
+    return {row.sender for row in shown if is_unheard(row, history)}
 
 
 def hide_erased(
@@ -46,14 +37,10 @@ def hide_erased(
     history: MembershipHistory,
     erased: Set[UserId],
 ) -> tuple[list[EventRow], dict[EventId, Bundle]]:
-    """A timeline and its bundled relations as the reader gets them."""
+    """Events and what is bundled with them, as the reader gets them."""
 
     def is_hidden(row: EventRow) -> bool:
-        return (
-            row.sender in erased
-            and row.redacted_by is None
-            and sight_of(row, history, sender_erased=True) is Sight.REDACTED
-        )
+        return row.sender in erased and is_unheard(row, history)
 
     def redacted(row: EventRow) -> EventRow:
         event = redact_event(load_event(row.pdu, row.event_id, rules, room_id=room_id))
@@ -70,5 +57,6 @@ def hide_erased(
         shown.append(row)
         bundle = found.get(row.event_id)
         if bundle is not None and bundle.thread_latest is not None and is_hidden(bundle.thread_latest):
+            found.pop(bundle.thread_latest.event_id, None)
             found[row.event_id] = replace(bundle, thread_latest=redacted(bundle.thread_latest))
     return shown, found
