@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tessera.config import Listener, Settings
 from tessera.http.exchange import REPLY
-from tessera.http.proxies import behind_proxy
+from tessera.http.proxies import Proxies
 from tessera.http.server_protocol import BoundedHttpProtocol
 from tessera.service import CannotStart
 
@@ -205,7 +205,7 @@ def _http_server(app: ASGIApp, settings: Settings, listener: Listener) -> _Serve
     if listener.tls:
         tls = {"ssl_certfile": settings.tls_certificate_path, "ssl_keyfile": settings.tls_private_key_path}
     config = uvicorn.Config(
-        behind_proxy(app) if listener.x_forwarded else app,
+        Proxies(settings.tessera.trusted_proxies).around(app) if listener.x_forwarded else app,
         http=BoundedHttpProtocol,
         ws="none",
         loop="none",

@@ -13,7 +13,7 @@ from tessera.config.redis import RedisSettings
 from tessera.config.sections import Pool, Support
 from tessera.config.services import InstanceName, ServiceName, ServiceSettings
 from tessera.config.telemetry import TelemetrySettings
-from tessera.config.values import FilePath, Section
+from tessera.config.values import FilePath, Network, Section
 
 DEFAULT_SHARD = "main"
 
@@ -96,6 +96,7 @@ class TesseraSettings(Section):
             acknowledged. For tests.
         verify_key_signatures: refuse device keys and one-time keys that their device has not signed. Clients check
             them anyway; Synapse takes what comes.
+        trusted_proxies: networks of reverse proxies whose X-Forwarded-For is believed, beside private networks.
         rc_refresh: exchanges of refresh tokens, by device. Synapse does not limit them.
         services: what differs between the processes of a cluster.
         instance_name: of this process, kept over restarts; partitions are handed over to it. Absent, the host's name.
@@ -114,6 +115,7 @@ class TesseraSettings(Section):
     pgbouncer: bool = False
     allow_unsafe_postgres: bool = False
     verify_key_signatures: bool = False
+    trusted_proxies: tuple[Network, ...] = ()
     rc_refresh: RateLimit = RateLimit(per_second=0.1, burst_count=10)
     pool: Pool | None = None
     services: Mapping[ServiceName, ServiceSettings] = Field(default_factory=dict)

@@ -1,11 +1,14 @@
 """The client's address behind proxies."""
 
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from tessera.http.proxies import behind_proxy, client_of
+from tessera.http.proxies import Proxies
+
+PROXIES = Proxies([ip_network("198.51.100.0/24")])
 
 
 async def scope_behind(client: tuple[str, int] | None, *headers: tuple[bytes, bytes]) -> Scope:
@@ -16,7 +19,7 @@ async def scope_behind(client: tuple[str, int] | None, *headers: tuple[bytes, by
         told.append(scope)
 
     scope: dict[str, Any] = {"type": "http", "client": client, "headers": list(headers), "scheme": "http"}
-    await behind_proxy(app)(scope, None, None)  # type: ignore[arg-type]
+    await PROXIES.around(app)(scope, None, None)  # type: ignore[arg-type]
     return told[0]
 
 
@@ -32,6 +35,8 @@ async def scope_behind(client: tuple[str, int] | None, *headers: tuple[bytes, by
         ("127.0.0.1", b"10.1.1.1, 10.2.2.2", "10.1.1.1"),
         ("127.0.0.1", b"203.0.113.7:4711", "203.0.113.7"),
         ("127.0.0.1", b"[2001:db8::7]:80", "2001:db8::7"),
+        # One that the operator names.
+        ("198.51.100.1", b"1.1.1.1, 203.0.113.7, 198.51.100.2", "203.0.113.7"),
         # Nobody's proxy.
         ("203.0.113.1", b"1.1.1.1", "203.0.113.1"),
         ("127.0.0.1", b"", "127.0.0.1"),
@@ -57,6 +62,6 @@ async def test_several_headers_are_one_list() -> None:
 
 
 def test_what_is_no_address_ends_the_list() -> None:
-    assert client_of(["203.0.113.7", "junk"]) is None
-    assert client_of(["junk", "203.0.113.7"]) == "203.0.113.7"
-    assert client_of([]) is None
+    assert PROXIES.client_of(["203.0.113.7", "junk"]) is None
+    assert PROXIES.client_of(["junk", "203.0.113.7"]) == "203.0.113.7"
+    assert PROXIES.client_of([]) is None
