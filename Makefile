@@ -46,6 +46,7 @@ chaos-short: $(DEVELOPMENT)
 
 chaos: $(DEVELOPMENT)
 	$(BIN)/python -m tests.chaos.kill_under_load --runs 50
+	$(BIN)/python -m tests.chaos.cluster_chaos --faults 100
 
 bench: $(DEVELOPMENT)
 	$(BIN)/python -m bench.writer_floor

@@ -7,6 +7,7 @@ from typing import Any
 from sim_clients import Ledger, Listener
 
 from tessera.storage.database import Database
+from tests.fixtures.epoch_trace import FENCED_COMMITS
 
 _POSITIONS = """
 SELECT p.partition, p.head, p.announced, count(r.position), min(r.position), max(r.position)
@@ -14,7 +15,6 @@ FROM rooms.partitions p LEFT JOIN rooms.records r USING (partition) GROUP BY p.p
 """
 _EVENTS = "SELECT room_id, position, event_id FROM rooms.records WHERE kind = 1 ORDER BY room_id, position"
 _TXNS = "SELECT event_id, txn_id FROM rooms.events WHERE txn_id IS NOT NULL AND rejected IS NULL"
-_TRACE = "SELECT partition, epoch, head FROM simulation.trace ORDER BY number"
 _LISTS = "SELECT user_id, room_id, membership FROM accounts.user_rooms"
 _MEMBERS = "SELECT state_key, room_id, membership FROM rooms.current_state WHERE type = 'm.room.member'"
 _UNSETTLED = """
@@ -26,26 +26,6 @@ SELECT c.consumer, p.partition, p.head, c.position FROM rooms.partitions p
 CROSS JOIN (SELECT DISTINCT consumer FROM accounts.consumer_cursors) k
 LEFT JOIN accounts.consumer_cursors c ON c.partition = p.partition AND c.consumer = k.consumer
 WHERE p.head > coalesce(c.position, 0)
-"""
-
-TRACING = """
-CREATE SCHEMA simulation;
-CREATE TABLE simulation.trace (
-    number bigserial, partition integer, epoch bigint, head bigint
-);
-CREATE FUNCTION simulation.note() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    INSERT INTO simulation.trace (partition, epoch, head) VALUES (new.partition, new.epoch, new.head);
-    RETURN NULL;
-END $$;
-CREATE TRIGGER note AFTER UPDATE OF epoch, head ON rooms.partitions
-    FOR EACH ROW EXECUTE FUNCTION simulation.note();
-CREATE FUNCTION simulation.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    RAISE EXCEPTION 'a record is changed: % %', old.partition, old.position;
-END $$;
-CREATE TRIGGER refuse BEFORE UPDATE OF partition, position, incarnation, room_id, kind, event_id OR DELETE
-    ON rooms.records FOR EACH ROW EXECUTE FUNCTION simulation.refuse();
 """
 
 
@@ -72,11 +52,8 @@ async def check_stores(database: Database, ledger: Ledger) -> None:
     for partition, head, announced, count, first, last in await database.fetch(_POSITIONS):
         require(count == head and (not count or (first, last) == (1, head)), 2, f"partition {partition} has holes")
         require(announced <= head, 5, f"partition {partition} is announced to {announced} of {head}")
-    seen: dict[int, tuple[int, int]] = {}
-    for partition, epoch, head in await database.fetch(_TRACE):
-        before = seen.get(partition, (0, 0))
-        require(epoch >= before[0] and head >= before[1], 2, f"partition {partition}: {(epoch, head)} after {before}")
-        seen[partition] = (epoch, head)
+    fenced = [tuple(row) for row in await database.fetch(FENCED_COMMITS)]
+    require(not fenced, 2, f"commits under an older epoch, or below the head: {fenced}")
     inbox, dead_letters, stale_rooms = await database.fetchrow(_UNSETTLED)
     unsettled = f"in the inbox {inbox}, dead letters {dead_letters}, stale rooms {stale_rooms}"
     require(inbox == dead_letters == stale_rooms == 0, 5, unsettled)

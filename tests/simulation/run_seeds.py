@@ -16,9 +16,10 @@ from pathlib import Path
 import structlog
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from simulation import run_seed
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from simulation import run_seed
 
 from tessera.embedded_postgres import EmbeddedPostgres
 from tessera.storage.migrations import Tree, migrate

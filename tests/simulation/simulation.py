@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from random import Random
 
-from laws import TRACING, check_client, check_stores, require
+from laws import check_client, check_stores, require
 from sim_clients import Ledger, Listener, Talker
 from sim_cluster import KINDS, PARTITIONS, SERVER, SimCluster, Strike
 from sim_process import task_factory
@@ -14,6 +14,7 @@ from matrixcore.identifiers import UserId
 from tessera.storage import users
 from tessera.storage.database import Database
 from tessera.storage.partitions import add_partitions
+from tests.fixtures.epoch_trace import TRACING
 
 USERS = [f"@{name}:{SERVER}" for name in ("ann", "ben", "cat")]
 COUNTS = {"writer": 2, "gateway": 2, "sync": 2, "projector": 1}
