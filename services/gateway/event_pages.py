@@ -108,26 +108,33 @@ async def read_page(
     backwards: bool,
     limit: int,
     page_filter: PageFilter = NO_FILTER,
+    first: list[EventRow] | None = None,
 ) -> Page:
     """The first `limit` events with after < key <= up_to that the user may see and wants.
 
     The page may be shorter, even empty, and have more behind it: at most MAX_ROUNDS times `limit`
     events are looked at for it.
+
+    Args:
+        first: what `list_page` would answer to these arguments, where the caller has it.
     """
     room_id = view.room.room_id
     up_to = view.capped(up_to)
     found: list[EventRow] = []
     for _ in range(MAX_ROUNDS):
         wanted = limit - len(found)
-        rows = await list_page(
-            tx,
-            room_id,
-            after=after,
-            up_to=up_to,
-            backwards=backwards,
-            limit=wanted,
-            conditions=page_filter.conditions,
-        )
+        if first is not None:
+            rows, first = first, None
+        else:
+            rows = await list_page(
+                tx,
+                room_id,
+                after=after,
+                up_to=up_to,
+                backwards=backwards,
+                limit=wanted,
+                conditions=page_filter.conditions,
+            )
         found += page_filter.kept(list_visible(rows, view.history), room_id)
         last = rows[-1].order if len(rows) == wanted else None
         if last is None and not page_filter.conditions.is_empty:
@@ -150,12 +157,18 @@ async def serve_page(
     events: Sequence[EventRow],
     device_id: str | None,
     now_ms: int,
+    *,
+    bundled: bool = True,
 ) -> list[dict[str, Any]]:
-    """Events as the client gets them, with their aggregated relations. The caller holds no connection meanwhile."""
+    """Events as the client gets them, with their aggregated relations. The caller holds no connection meanwhile.
+
+    Args:
+        bundled: whether to look for relations; not needed where it is known that there are none.
+    """
     room_id = view.room.room_id
-    ids = [event.event_id for event in events if event.state_key is None and event.redacted_by is None]
     bundles: dict[EventId, Bundle] = {}
-    if ids:
+    ids = [event.event_id for event in events if event.state_key is None and event.redacted_by is None]
+    if bundled and ids:
         async with shards.of_room(room_id).reading() as tx:
             bundles = await list_bundles(tx, room_id, ids, view.history.user_id, up_to=view.until)
     events, bundles = await _hide_erased(accounts, view, events, bundles)

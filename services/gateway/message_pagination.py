@@ -4,15 +4,18 @@ Spec: C-S API §Getting events for a room.
 """
 
 import re
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from matrixcore.identifiers import RoomId
+from matrixcore.identifiers import RoomId, UserId
+from matrixcore.visibility import Membership
 from services.gateway.dependencies import GatewayDeps, gateway_of
 from services.gateway.event_pages import (
     BEGINNING,
+    Page,
     PageFilter,
     list_ignored,
     list_member_state,
@@ -22,12 +25,16 @@ from services.gateway.event_pages import (
     serve_page,
 )
 from services.gateway.path_identifiers import point_of, room_id_of
-from services.gateway.room_access import require_view
+from services.gateway.room_access import RoomView, require_view, view_of
 from services.gateway.routing import client_routes, requester_of
 from tessera.event_serving import serve_events
 from tessera.http.authentication import Requester
 from tessera.http.errors import InvalidParam, MissingParam
 from tessera.http.replies import json_reply
+from tessera.records import OrderKey
+from tessera.storage.database import Transaction
+from tessera.storage.room_reads.events import EventRow
+from tessera.storage.room_reads.member_pages import MemberPage, find_member_page
 
 DEFAULT_LIMIT = 10
 MAX_LIMIT = 1_000
@@ -70,25 +77,92 @@ async def list_messages(
         start, stop: page or sync tokens; without `start` the page begins at the end that the direction comes from.
     """
     now_ms = gateway.clock.now_ms()
-    view = await require_view(gateway.shards, gateway.accounts, room_id, requester.user_id)
-    partition = view.room.partition
-    begin = point_of(start, "from", partition) or (view.head if backwards else BEGINNING)
+    partition = gateway.shards.partition_of(room_id)
+    begin = point_of(start, "from", partition) or (None if backwards else BEGINNING)
     end = point_of(stop, "to", partition)
     after, up_to = (end, begin) if backwards else (begin, end)
-    async with gateway.shards.of_room(room_id).reading() as tx:
-        page = await read_page(
-            tx, view, after=after, up_to=up_to, backwards=backwards, limit=limit, page_filter=page_filter
-        )
-        state = None
-        if page_filter.filter.lazy_load_members:
-            members = await list_member_state(tx, view, page.events)
-            state = serve_events(members, view.rules, view.reader(requester.device_id, now_ms), room_id=room_id)
-    chunk = await serve_page(gateway.shards, gateway.accounts, view, page.events, requester.device_id, now_ms)
+    asked = _Asked(page_filter, after, up_to, backwards, limit)
+    read = await _read_as_member(gateway, room_id, requester.user_id, asked)
+    if read is None:
+        view = await require_view(gateway.shards, gateway.accounts, room_id, requester.user_id)
+        async with gateway.shards.of_room(room_id).reading() as tx:
+            read = await _read(tx, view, asked)
+    view, page, members, bundled = read
+    chunk = await serve_page(
+        gateway.shards, gateway.accounts, view, page.events, requester.device_id, now_ms, bundled=bundled
+    )
+    state = None
+    if page_filter.filter.lazy_load_members:
+        state = serve_events(members, view.rules, view.reader(requester.device_id, now_ms), room_id=room_id)
     following = page.end
     if not backwards and following is None and page.events:
         # The live end: what comes later can be asked for from here.
         following = page.events[-1].order
-    return page_reply(begin, following, chunk, state)
+    return page_reply(begin or view.head, following, chunk, state)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    page_filter: PageFilter
+    after: OrderKey | None
+    up_to: OrderKey | None
+    backwards: bool
+    limit: int
+
+
+class _Read(NamedTuple):
+    view: RoomView
+    page: Page
+    members: list[EventRow]
+    bundled: bool
+
+
+async def _read_as_member(gateway: GatewayDeps, room_id: RoomId, user_id: UserId, asked: _Asked) -> _Read | None:
+    """The page if the user is joined and the filter simple, which is nearly always: the room and the page at once."""
+    if not asked.page_filter.conditions.is_empty:
+        return None
+    async with gateway.shards.of_room(room_id).reading() as tx:
+        found = await find_member_page(
+            tx,
+            room_id,
+            user_id,
+            after=asked.after,
+            up_to=asked.up_to,
+            backwards=asked.backwards,
+            limit=asked.limit,
+        )
+        if found is None:
+            return None
+        view = view_of(found.room, found.steps, user_id)
+        if view.history.current is not Membership.JOIN:
+            return None
+        return await _read(tx, view, asked, found)
+
+
+async def _read(tx: Transaction, view: RoomView, asked: _Asked, found: MemberPage | None = None) -> _Read:
+    """A page, with the member events that it lacks if these are loaded lazily."""
+    page = await read_page(
+        tx,
+        view,
+        after=asked.after,
+        up_to=asked.up_to or (view.head if asked.backwards else None),
+        backwards=asked.backwards,
+        limit=asked.limit,
+        page_filter=asked.page_filter,
+        first=None if found is None else found.events,
+    )
+    members = []
+    if asked.page_filter.filter.lazy_load_members:
+        members = await list_member_state(tx, view, page.events)
+    return _Read(view, page, members, found is None or found.has_relations or _goes_beyond(page, found))
+
+
+def _goes_beyond(page: Page, found: MemberPage) -> bool:
+    """Whether events of later rounds are in the page: nobody has looked for their relations."""
+    if not page.events:
+        return False
+    last = page.events[-1].event_id
+    return all(event.event_id != last for event in found.events)
 
 
 def _parse_direction(text: str | None) -> bool:

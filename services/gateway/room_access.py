@@ -6,6 +6,7 @@ forgotten; a world-readable room is open to all.
 Spec: C-S API §Room History Visibility, §Leaving rooms, §Room previews.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -20,6 +21,7 @@ from tessera.records import OrderKey
 from tessera.room_visibility import MembershipHistory
 from tessera.storage import user_rooms
 from tessera.storage.database import Database, Transaction
+from tessera.storage.room_reads.members import MembershipStep
 from tessera.storage.room_reads.rooms import RoomRow, find_with_steps
 from tessera.storage.room_reads.state import find_state
 from tessera.storage.shards import RoomShards
@@ -69,8 +71,7 @@ async def require_view(shards: RoomShards, accounts: Database, room_id: RoomId, 
         found = await find_with_steps(tx, room_id, user_id)
         if found is None:
             raise Forbidden("You are not a member of this room")
-        room, steps = found
-        view = RoomView(room, ROOM_VERSIONS[room.room_version], MembershipHistory(user_id, steps))
+        view = view_of(*found, user_id)
         if view.history.current is Membership.JOIN:
             return view
         is_open = await is_world_readable(tx, room_id)
@@ -89,11 +90,15 @@ async def require_joined(tx: Transaction, room_id: RoomId, user_id: UserId) -> R
     """
     found = await find_with_steps(tx, room_id, user_id)
     if found is not None:
-        room, steps = found
-        history = MembershipHistory(user_id, steps)
-        if history.current is Membership.JOIN:
-            return RoomView(room, ROOM_VERSIONS[room.room_version], history)
+        view = view_of(*found, user_id)
+        if view.history.current is Membership.JOIN:
+            return view
     raise Forbidden("You are not joined to this room")
+
+
+def view_of(room: RoomRow, steps: Sequence[MembershipStep], user_id: UserId) -> RoomView:
+    """The room as the user sees it while joined; whether the user is, the caller has to look."""
+    return RoomView(room, ROOM_VERSIONS[room.room_version], MembershipHistory(user_id, steps))
 
 
 async def require_guest_access(tx: Transaction, room_id: RoomId) -> None:

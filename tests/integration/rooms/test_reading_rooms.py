@@ -292,8 +292,20 @@ async def test_a_page_takes_few_statements(alice: Client, room: SeededRoom, acco
     async with accounts.counting() as count:
         page = await alice.get(f"/rooms/{ROOM}/messages", dir="b", limit=10)
     assert len(page["chunk"]) == 10
-    # Ignored users; the room with the memberships, the page, the relations.
-    assert count.statements <= 4
+    # Ignored users; the room with the memberships, the page, whether there are relations.
+    assert count.statements == 2
+
+
+async def test_relations_are_bundled_in_pages_of_one_look_and_of_several(alice: Client, room: SeededRoom) -> None:
+    edited = await room.message(ALICE, "old", url="mxc://here.org/a")
+    relation = {"rel_type": "m.replace", "event_id": edited.event_id}
+    edit = await room.message(ALICE, "* new", **{"m.new_content": {"body": "new"}, "m.relates_to": relation})
+    with_url = orjson.dumps({"contains_url": True}).decode()
+    for query in ({"limit": 2}, {"limit": 1, "filter": with_url}):
+        page = await alice.get(f"/rooms/{ROOM}/messages", dir="b", **query)
+        shown = page["chunk"][-1]
+        assert shown["content"]["body"] == "old"
+        assert shown["unsigned"]["m.relations"]["m.replace"]["event_id"] == edit.event_id
 
 
 async def test_reports(alice: Client, carol: Client, room: SeededRoom, accounts: Database) -> None:

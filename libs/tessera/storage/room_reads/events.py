@@ -122,8 +122,8 @@ _BY_TIMES = {
     False: _BY_TIME.format(compare=">=", direction="ASC"),
 }
 
-_LOWEST = (-(1 << 62), -(1 << 30))
-_HIGHEST = (1 << 62, 1 << 30)
+LOWEST = OrderKey(-(1 << 62), -(1 << 30))
+HIGHEST = OrderKey(1 << 62, 1 << 30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +206,7 @@ async def list_page(
         backwards: newest first.
         limit: with conditions, at most SCAN_LIMIT events are looked at; see `find_scan_end`.
     """
-    bounds = (room_id, *(after or _LOWEST), *(up_to or _HIGHEST))
+    bounds = (room_id, *(after or LOWEST), *(up_to or HIGHEST))
     if conditions.is_empty:
         rows = await tx.fetch(_PAGES[backwards], *bounds, limit)
     else:
@@ -218,7 +218,7 @@ async def find_scan_end(
     tx: Transaction, room_id: RoomId, *, after: OrderKey | None, up_to: OrderKey | None, backwards: bool
 ) -> OrderKey | None:
     """The key of the last event that a filtered page looked at; None if it came to the end of the range."""
-    bounds = (room_id, *(after or _LOWEST), *(up_to or _HIGHEST))
+    bounds = (room_id, *(after or LOWEST), *(up_to or HIGHEST))
     row = await tx.fetchrow(_SCAN_ENDS[backwards], *bounds, SCAN_LIMIT - 1)
     return None if row is None else OrderKey(*row)
 

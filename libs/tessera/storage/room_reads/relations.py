@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from matrixcore.identifiers import EventId, RoomId, UserId
 from tessera.records import OrderKey
 from tessera.storage.database import Transaction
-from tessera.storage.room_reads.events import EVENT_COLUMNS, EventRow
+from tessera.storage.room_reads.events import EVENT_COLUMNS, HIGHEST, LOWEST, EventRow
 
 MAX_BUNDLED_REFERENCES = 100
 
@@ -100,9 +100,6 @@ WHERE room_id = $1 AND relates_to = $2 AND rel_type = 'm.annotation' AND type = 
 LIMIT 1
 """
 
-_TOP = OrderKey(1 << 62, 1 << 30)
-_BOTTOM = OrderKey(-(1 << 62), -(1 << 30))
-
 
 async def list_bundles(
     tx: Transaction, room_id: RoomId, event_ids: Sequence[EventId], reader: UserId, *, up_to: OrderKey | None = None
@@ -115,7 +112,7 @@ async def list_bundles(
     if not event_ids:
         return {}
     bundles: dict[EventId, Bundle] = {}
-    top = up_to or _TOP
+    top = up_to or HIGHEST
     edited: list[EventId] = []
     threads: list[EventId] = []
     for target, rel_type, references in await tx.fetch(_HAVE_RELATIONS, room_id, list(event_ids), *top):
@@ -155,7 +152,7 @@ async def list_children(
         kinds: only those of this rel_type, and of this event type if there is a second element.
     """
     query = _CHILDREN_PAGES[backwards, len(kinds)]
-    rows = await tx.fetch(query, room_id, event_id, *(after or _BOTTOM), *(up_to or _TOP), limit, *kinds)
+    rows = await tx.fetch(query, room_id, event_id, *(after or LOWEST), *(up_to or HIGHEST), limit, *kinds)
     return [EventRow._make(row) for row in rows]
 
 

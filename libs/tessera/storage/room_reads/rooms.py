@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from matrixcore.identifiers import EventId, RoomId, UserId
 from tessera.records import OrderKey
-from tessera.storage.database import Transaction
+from tessera.storage.database import Row, Transaction
 from tessera.storage.room_reads.members import MembershipStep
 
 
@@ -38,18 +38,20 @@ LEFT JOIN rooms.current_state m ON m.room_id = r.room_id AND m.type = 'm.room.me
 WHERE r.room_id = $1
 """
 
-_WITH_STEPS = """
-SELECT r.room_id, r.partition, r.room_version, r.creator, r.create_event_id, r.joined_count, r.invited_count,
-       r.last_position, h.anchors, h.subs, h.memberships, h.event_ids
-FROM rooms.rooms r
+ROOM_COLUMNS = """r.room_id, r.partition, r.room_version, r.creator, r.create_event_id, r.joined_count, r.invited_count,
+    r.last_position, h.anchors, h.subs, h.memberships, h.event_ids"""
+
+# $1 is the room, $2 the user.
+ROOM_FROM = """rooms.rooms r
 CROSS JOIN LATERAL (
     SELECT array_agg(anchor ORDER BY anchor, sub) AS anchors, array_agg(sub ORDER BY anchor, sub) AS subs,
            array_agg(membership ORDER BY anchor, sub) AS memberships,
            array_agg(event_id ORDER BY anchor, sub) AS event_ids
     FROM rooms.state_history WHERE room_id = $1 AND type = 'm.room.member' AND state_key = $2
-) h
-WHERE r.room_id = $1
-"""
+) h"""
+
+# Constant text is put together here; values are always parameters.
+_WITH_STEPS = f"SELECT {ROOM_COLUMNS} FROM {ROOM_FROM} WHERE r.room_id = $1"  # noqa: S608
 
 _MEMBERSHIPS = """
 SELECT room_id, membership FROM rooms.current_state
@@ -71,8 +73,11 @@ async def find_with_steps(
 ) -> tuple[RoomRow, list[MembershipStep]] | None:
     """The room and every membership that the user has had in it, oldest first; None if the room is not known here."""
     row = await tx.fetchrow(_WITH_STEPS, room_id, user_id)
-    if row is None:
-        return None
+    return None if row is None else room_with_steps(row)
+
+
+def room_with_steps(row: Row) -> tuple[RoomRow, list[MembershipStep]]:
+    """What a row that begins with ROOM_COLUMNS says."""
     steps = [
         MembershipStep(OrderKey(anchor, sub), membership or "leave", event_id)
         for anchor, sub, membership, event_id in zip(*(row[at] or () for at in range(8, 12)), strict=True)
