@@ -83,7 +83,7 @@ class Proxy:
         try:
             async with asyncio.timeout(PATIENCE_SECONDS) as patience:
                 backend = await self._pick(service, request, tried)
-                while True:
+                for attempt in range(ATTEMPTS):
                     # The patience is for finding a process; what it does then may take its time.
                     tried.add(backend)
                     patience.reschedule(None)
@@ -91,10 +91,11 @@ class Proxy:
                         return await self._pass_on(request, backend, body)
                     except NotTaken as error:
                         log.info("not taken", process=backend.name, error=str(error))
-                        if len(tried) >= ATTEMPTS or not body.can_repeat:
-                            return _refusal(502, "The server did not take the request")
+                        if attempt == ATTEMPTS - 1 or not body.can_repeat:
+                            break
                     patience.reschedule(asyncio.get_running_loop().time() + PATIENCE_SECONDS)
                     backend = await self._pick(service, request, tried)
+                return _refusal(502, "The server did not take the request")
         except TimeoutError:
             return _refusal(503, "The server is not ready")
         except Lost:
