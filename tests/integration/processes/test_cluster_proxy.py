@@ -33,7 +33,7 @@ class Process:
     left: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        body = await request.read()
+        body = await request.content.read()
         self.requests.append((request.method, request.raw_path, body))
         if self.mode == "drop":
             assert request.transport is not None
