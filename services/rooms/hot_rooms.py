@@ -12,6 +12,7 @@ from matrixcore.events import Event, load_event
 from matrixcore.identifiers import EventId, RoomId, StateKey
 from matrixcore.room_versions import ROOM_VERSIONS, EventIdFormat, RoomVersionRules
 from matrixcore.signing import encode_base64
+from services.rooms.resolutions import Resolutions
 from tessera.storage.rooms import LoadedEvent, LoadedRoom, ThreadSums
 
 ROOM_BYTES = 2_000  # about what an empty room takes
@@ -34,6 +35,7 @@ class HotRoom:
         state: (type, state key) -> event of current state; None where the room has none, no entry
             where nobody has looked.
         reference_hashes: of the extremities, in room versions 1 and 2 only.
+        state_mark: of current state, as resolutions tell states apart.
         threads: cumulative counters; None for a thread without events.
         recent: the youngest events, for relations.
     """
@@ -54,10 +56,17 @@ class HotRoom:
     threads: dict[EventId, ThreadSums | None] = field(default_factory=dict)
     recent: dict[EventId, LoadedEvent] = field(default_factory=dict)
     size: int = ROOM_BYTES
+    state_mark: int = 0  # counted from whatever the state was when the room was loaded
+    resolutions: Resolutions | None = None  # of a room that has forked
 
     @property
     def forked(self) -> bool:
         return len(self.extremities) > 1
+
+    @property
+    def memory(self) -> int:
+        """Bytes, about, that the room takes in all."""
+        return self.size + (0 if self.resolutions is None else self.resolutions.size)
 
     def learn(self, key: StateKey, event: Event | None) -> None:
         """Take in what the room has at a key."""
@@ -70,6 +79,8 @@ class HotRoom:
             del self.recent[next(iter(self.recent))]
         while len(self.threads) > THREADS_KEPT:
             del self.threads[next(iter(self.threads))]
+        if self.resolutions is not None:
+            self.resolutions.trim()
         if self.size > ROOM_LIMIT_BYTES:
             kept = {key: event for key, event in self.state.items() if key[0] != "m.room.member"}
             self.state = kept
@@ -131,8 +142,9 @@ class HotRooms:
     def put(self, room: HotRoom) -> None:
         """Add a room, or account for its growth."""
         room.trim()
-        self._size += room.size - self._sizes.get(room.room_id, 0)
-        self._sizes[room.room_id] = room.size
+        memory = room.memory
+        self._size += memory - self._sizes.get(room.room_id, 0)
+        self._sizes[room.room_id] = memory
         self._rooms[room.room_id] = room
         self._rooms.move_to_end(room.room_id)
 

@@ -12,7 +12,7 @@ from matrixcore.visibility import parse_history_visibility
 from services.rooms.judging import Judged
 from services.rooms.placing import HISTORY_VISIBILITY, STRIPPED, note_membership, place_event, unplaced_row
 from services.rooms.redacting import apply_redaction
-from services.rooms.room_past import RoomPast, State, changed, difference
+from services.rooms.room_past import RoomPast, State
 from services.rooms.room_work import MEMBER, RoomWork, local_user
 from tessera.commands import MembershipDelta
 from tessera.records import RecordKind, StateBody, StateMembership
@@ -40,7 +40,7 @@ async def store_unplaced(
     )
     if outlier:
         return
-    await _keep_state_before(work, past, event, judged)
+    _keep_state_before(work, event, judged)
     _add_edges(work, event)
     if not isinstance(verdict, Rejected | SoftFailed):
         await _advance(work, past, event, judged)
@@ -81,13 +81,12 @@ async def place_judged(
         work.advance(event)
     else:
         before = judged.before
-        current = await past.current_state()
-        await _keep_state_before(work, past, event, judged)
+        _keep_state_before(work, event, judged)
         await _advance(work, past, event, judged)
-        resolved = await _resolve_extremities(work, past, event, before)
-        wins = event.state_key is not None and resolved.get(event.state_tuple) == event.event_id
-        explained = changed(current, {event.state_tuple: event.event_id}) if wins else current
-        delta = difference(explained, resolved)
+        delta = dict(await _resolve_extremities(work, past, event, before))
+        wins = event.state_key is not None and delta.get(event.state_tuple) == event.event_id
+        if wins:
+            del delta[event.state_tuple]
         await load_state([*delta, *STRIPPED])
         visibility = await past.get_state_events(before, [HISTORY_VISIBILITY])
         content = visibility[HISTORY_VISIBILITY].content if visibility else {}
@@ -97,7 +96,7 @@ async def place_judged(
             server_name,
             sender_device=sender_device,
             txn_id=txn_id,
-            forked=bool(difference(current, before)) or (event.state_key is not None and not wins),
+            forked=bool(before) or (event.state_key is not None and not wins),
             becomes_current=wins,
             visibility=parse_history_visibility(content.get("history_visibility")),
             redacted_by=redacted_by,
@@ -110,7 +109,7 @@ async def place_judged(
 
 async def _resolve_extremities(work: RoomWork, past: RoomPast, event: Event, before: State) -> State:
     """The room's state, once the event is one of its extremities."""
-    after = before if event.state_key is None else changed(before, {event.state_tuple: event.event_id})
+    after = before if event.state_key is None else await past.with_event(before, event)
     others = [event_id for event_id in work.extremities if event_id != event.event_id]
     places = await past.find_places(others)
     return await past.resolve([after, *await past.states_after(list(places.values()))])
@@ -150,11 +149,9 @@ def _note_changed_membership(
         work.memberships.append(MembershipDelta(user_id, "leave", before.event_id, before.sender, position, None, was))
 
 
-async def _keep_state_before(work: RoomWork, past: RoomPast, event: Event, judged: Judged) -> None:
+def _keep_state_before(work: RoomWork, event: Event, judged: Judged) -> None:
     """Write how the state before the event differs from the room's, unless its place alone says it."""
-    delta: dict[StateKey, EventId | None] = {}
-    if judged.before is not None:
-        delta = difference(await past.current_state(), judged.before)
+    delta = judged.before or {}
     is_placed = event.event_id not in work.events
     if delta or not is_placed:
         part = work.partition

@@ -1,14 +1,20 @@
 """A room's past as the batch sees it: what is stored, and above it what the batch has made so far.
 
-Spec: none; DESIGN.md section 4.
+States are told by what makes them of the room's current state, so that a fork costs what has changed since and not
+what the room has: a room of 20,000 is read as a whole only where a resolution has to walk all auth chains.
+
+Spec: none; DESIGN.md sections 2 (10) and 4.
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
 
 from matrixcore.events import Event, load_event
 from matrixcore.identifiers import EventId, StateKey
-from matrixcore.state_res import AuthEdges, Resolution, StateMap
+from matrixcore.state_res import AuthEdges, Resolution
+from services.rooms.resolutions import Resolutions, Resolved, mark_of
 from services.rooms.room_work import RoomWork
 from tessera.records import OrderKey
 from tessera.storage import state_loading
@@ -16,9 +22,13 @@ from tessera.storage.database import Transaction
 from tessera.storage.state_loading import EventPlace, decode_delta, just_below
 
 EVENTS_ON_THE_LOOP = 300  # a resolution of more events leaves the event loop
-SLICE = 2_000  # events loaded by one query
+KEYS_ON_THE_LOOP = 2_000  # so does one of a state with more keys
+SLICE = 1_000  # events loaded by one query
+PARSED_AT_ONCE = 200  # events; then others have their turn
 
-State = Mapping[StateKey, EventId]
+T = TypeVar("T")
+State = Mapping[StateKey, EventId | None]
+"""A state: what it has where it differs from the room's current state, None where it lacks what that has."""
 
 
 class AncestryIncomplete(Exception):
@@ -26,7 +36,10 @@ class AncestryIncomplete(Exception):
 
 
 class RoomPast:
-    """Reads places, events and states of one room; what it has read it keeps while it lives."""
+    """Reads places, events and states of one room; what it has read it keeps while it lives.
+
+    A `State` is good until current state changes.
+    """
 
     def __init__(self, tx: Transaction, work: RoomWork) -> None:
         self._tx = tx
@@ -34,7 +47,8 @@ class RoomPast:
         self._places: dict[EventId, EventPlace | None] = {}
         self._events: dict[EventId, Event | None] = {}
         self._rejected: set[EventId] = set()
-        self._states: dict[OrderKey, dict[StateKey, EventId]] = {}
+        self._since: dict[OrderKey, dict[StateKey, EventId | None]] = {}  # what changed keys had there, as committed
+        self._committed: dict[StateKey, EventId | None] = {}  # current state before this batch
 
     def learn(self, event: Event) -> None:
         """An event that is being judged: a resolution may ask for it."""
@@ -44,7 +58,7 @@ class RoomPast:
         """The places of those of the events that are stored or made by this batch."""
         wanted = list(dict.fromkeys(event_ids))
         unknown = [e for e in wanted if e not in self._work.events and e not in self._places]
-        for cut in _slices(unknown):
+        for cut in _slices(unknown, SLICE):
             found = await state_loading.find_places(self._tx, self._work.room_id, cut)
             self._places.update((event_id, found.get(event_id)) for event_id in cut)
         places = ((e, self._made_place(e) if e in self._work.events else self._places[e]) for e in wanted)
@@ -60,41 +74,64 @@ class RoomPast:
                 self._events[event_id] = load_event(row.pdu, event_id, work.rules, room_id=work.room_id)
                 if row.rejected is not None:
                     self._rejected.add(event_id)
-        for cut in _slices([e for e in wanted if e not in self._events]):
+        for cut in _slices([e for e in wanted if e not in self._events], SLICE):
             found = await state_loading.load_events(self._tx, work.room_id, cut)
-            for event_id in cut:
-                pdu, rejected = found.get(event_id, (None, False))
-                self._events[event_id] = (
-                    None if pdu is None else load_event(pdu, event_id, work.rules, room_id=work.room_id)
-                )
-                if rejected:
-                    self._rejected.add(event_id)
+            for part in _slices(cut, PARSED_AT_ONCE):
+                self._take_events(part, found)
+                if len(cut) > PARSED_AT_ONCE:
+                    await asyncio.sleep(0)
         return {e: event for e in wanted if (event := self._events[e]) is not None}
+
+    def _take_events(self, event_ids: Sequence[EventId], found: Mapping[EventId, tuple[bytes, bool]]) -> None:
+        work = self._work
+        for event_id in event_ids:
+            pdu, rejected = found.get(event_id, (None, False))
+            event = None if pdu is None else load_event(pdu, event_id, work.rules, room_id=work.room_id)
+            self._events[event_id] = event
+            if rejected:
+                self._rejected.add(event_id)
 
     def rejected_among(self, event_ids: Iterable[EventId]) -> set[EventId]:
         """Those of events found before that were rejected."""
         return self._rejected.intersection(event_ids)
 
-    async def current_state(self) -> dict[StateKey, EventId]:
-        """The whole current state."""
-        state = await state_loading.load_current_state(self._tx, self._work.room_id)
-        for key, current in self._work.current.items():
-            if current is None:
-                state.pop(key, None)
-            else:
-                state[key] = EventId(current[0])
-        return state
-
     async def states_after(self, places: Collection[EventPlace]) -> list[State]:
         """The states after events, without those that are the same as an earlier one."""
+        await self._read_since({place.base for place in places})
+        raw = [self._raw_state(place) for place in places]
+        await self._read_current(key for state in raw for key in state)
         states: list[State] = []
-        for place in places:
-            state = changed(await self._state_at(place.base), place.delta)
-            if place.state_key is not None and not place.is_rejected:
-                state[place.state_key] = place.event_id
+        for one in raw:
+            state = self._normal(one)
             if state not in states:
                 states.append(state)
         return states
+
+    async def with_event(self, state: State, event: Event) -> State:
+        """A state after one more state event."""
+        await self._read_current([event.state_tuple])
+        return self._normal({**state, event.state_tuple: event.event_id})
+
+    async def get_state_events(self, state: State, keys: Iterable[StateKey]) -> dict[StateKey, Event]:
+        """What a state has at some keys, whose current events are in memory.
+
+        Raises:
+            StateNotLoaded
+        """
+        keys = list(keys)
+        others = await self.find_events(event_id for key in keys if (event_id := state.get(key)) is not None)
+        found: dict[StateKey, Event] = {}
+        for key in keys:
+            if key not in state:
+                event = self._work.state(key)
+            else:
+                event_id = state[key]
+                event = None if event_id is None else others[event_id]
+            if event is not None:
+                found[key] = event
+        return found
+
+    # Resolving
 
     async def resolve(self, states: Sequence[State]) -> State:
         """The one state that several resolve to.
@@ -105,24 +142,53 @@ class RoomPast:
         distinct = [state for index, state in enumerate(states) if state not in states[:index]]
         if len(distinct) == 1:
             return distinct[0]
-        resolution = Resolution(self._work.rules, distinct)
-        while missing := resolution.missing_edges():
-            events = await self._get_events(missing)
-            resolution.add_edges([AuthEdges.of(event) for event in events])
+        keys = dict.fromkeys(key for state in distinct for key in state)
+        differing = [key for key in keys if len({self._value(state, key) for state in distinct}) > 1]
+        hot = self._work.hot
+        known = hot.resolutions = hot.resolutions or Resolutions()
+        marks = frozenset(self._mark(state) for state in distinct)
+        resolved = known.find(marks)
+        if resolved is None:
+            resolved = await self._resolve_anew(distinct, differing, known)
+            known.keep(marks, resolved)
+        return self._normal({**distinct[0], **resolved})
+
+    async def _resolve_anew(
+        self, states: Sequence[State], differing: Sequence[StateKey], known: Resolutions
+    ) -> Resolved:
+        agreed = await self._agreed(states[0], differing)
+        sides = [
+            {key: value for key in differing if (value := self._value(state, key)) is not None} for state in states
+        ]
+        run = _run_in_thread if len(agreed) > KEYS_ON_THE_LOOP else _run_here
+        try:
+            resolution = await run(partial(Resolution, self._work.rules, sides, agreed=agreed, graph=known.graph))
+            while missing := await run(resolution.missing_edges):
+                for cut in _slices(missing, SLICE):
+                    resolution.add_edges(await self._get_edges(cut))
+        except BaseException:
+            # The next resolution must not be asked for what only this one wanted.
+            known.forget_graph()
+            raise
         count = 0
-        while missing := resolution.missing_events():
+        while missing := await run(resolution.missing_events):
             events = await self._get_events(missing)
             count += len(events)
             resolution.add_events(events, self.rejected_among(missing))
-        if count > EVENTS_ON_THE_LOOP:
-            return await asyncio.to_thread(resolution.resolve)
-        return resolution.resolve()
+            run = _run_in_thread if count > EVENTS_ON_THE_LOOP else run
+        resolved = await run(resolution.resolve)
+        return {key: resolved.get(key) for key in differing}
 
-    async def get_state_events(self, state: StateMap, keys: Iterable[StateKey]) -> dict[StateKey, Event]:
-        """What a state has at some keys."""
-        wanted = {key: state[key] for key in keys if key in state}
-        events = await self.find_events(wanted.values())
-        return {key: events[event_id] for key, event_id in wanted.items()}
+    async def _agreed(self, state: State, differing: Iterable[StateKey]) -> dict[StateKey, EventId]:
+        """All that the states have in common."""
+        whole = await state_loading.load_current_state(self._tx, self._work.room_id)
+        for key, current in self._work.current.items():
+            _set(whole, key, None if current is None else EventId(current[0]))
+        for key, event_id in state.items():
+            _set(whole, key, event_id)
+        for key in differing:
+            whole.pop(key, None)
+        return whole
 
     async def _get_events(self, event_ids: Sequence[EventId]) -> list[Event]:
         found = await self.find_events(event_ids)
@@ -130,19 +196,82 @@ class RoomPast:
             raise AncestryIncomplete(", ".join(event_id for event_id in event_ids if event_id not in found))
         return list(found.values())
 
-    async def _state_at(self, order: OrderKey) -> dict[StateKey, EventId]:
-        state = self._states.get(order)
-        if state is None:
-            state = await state_loading.load_state_at(self._tx, self._work.room_id, order)
-            for _, _, event_type, state_key, anchor, sub, event_id, _ in self._work.rows.get("history", ()):
-                if (anchor, sub) > order:
-                    continue
-                if event_id is None:
-                    state.pop((event_type, state_key), None)
-                else:
-                    state[event_type, state_key] = event_id
-            self._states[order] = state
+    async def _get_edges(self, event_ids: Sequence[EventId]) -> list[AuthEdges]:
+        """What events cite, without making events of them."""
+        work = self._work
+        edges = [AuthEdges.read(e, work.events[e].pdu, work.rules) for e in event_ids if e in work.events]
+        edges += [AuthEdges.of(event) for e in event_ids if e not in work.events and (event := self._events.get(e))]
+        unknown = set(event_ids).difference(one.event_id for one in edges)
+        if unknown:
+            found = await state_loading.load_events(self._tx, work.room_id, list(unknown))
+            if len(found) < len(unknown):
+                raise AncestryIncomplete(", ".join(unknown.difference(found)))
+            edges += [AuthEdges.read(event_id, pdu, work.rules) for event_id, (pdu, _) in found.items()]
+        return edges
+
+    # States by their differences
+
+    def _mark(self, state: State) -> int:
+        mark = self._work.state_mark
+        for key, event_id in state.items():
+            mark += mark_of(key, event_id) - mark_of(key, self._current_id(key))
+        return mark
+
+    def _value(self, state: State, key: StateKey) -> EventId | None:
+        return state[key] if key in state else self._current_id(key)
+
+    def _normal(self, state: State) -> State:
+        """Without what is the same as in current state."""
+        return {key: event_id for key, event_id in state.items() if event_id != self._current_id(key)}
+
+    def _current_id(self, key: StateKey) -> EventId | None:
+        if key in self._work.current:
+            current = self._work.current[key]
+            return None if current is None else EventId(current[0])
+        return self._committed[key]
+
+    def _raw_state(self, place: EventPlace) -> State:
+        state = {**self._state_at(place.base), **place.delta}
+        if place.state_key is not None and not place.is_rejected:
+            state[place.state_key] = place.event_id
         return state
+
+    def _state_at(self, order: OrderKey) -> dict[StateKey, EventId | None]:
+        """What the room had at a place under every key that has changed since."""
+        state = dict(self._since[order])
+        for _, _, event_type, state_key, anchor, sub, event_id, _ in self._work.rows.get("history", ()):
+            key = (event_type, state_key)
+            if (anchor, sub) <= order:
+                state[key] = event_id
+            else:
+                state.setdefault(key, self._work.replaced[key])
+        return state
+
+    async def _read_since(self, orders: Collection[OrderKey]) -> None:
+        unknown = [order for order in orders if order not in self._since]
+        if not unknown:
+            return
+        found = await state_loading.load_changed_since(self._tx, self._work.room_id, unknown)
+        for order, changed_keys in zip(unknown, found, strict=True):
+            self._since[order] = {key: there for key, (there, _) in changed_keys.items()}
+            self._committed.update((key, now) for key, (_, now) in changed_keys.items())
+
+    async def _read_current(self, keys: Iterable[StateKey]) -> None:
+        """Make `_current_id` answer for these keys."""
+        work = self._work
+        self._committed.update(work.replaced)
+        unknown: dict[StateKey, None] = {}
+        for key in keys:
+            if key in self._committed:
+                continue
+            if key in work.hot.state:
+                event = work.hot.state[key]
+                self._committed[key] = None if event is None else event.event_id
+            else:
+                unknown[key] = None
+        if unknown:
+            found = await state_loading.find_current(self._tx, work.room_id, unknown)
+            self._committed.update((key, found.get(key)) for key in unknown)
 
     def _made_place(self, event_id: EventId) -> EventPlace:
         """The place of an event of this batch."""
@@ -157,25 +286,20 @@ class RoomPast:
         return EventPlace(event_id, order, row.outlier, row.rejected is not None, key, base, decode_delta(delta), pdu)
 
 
-def changed(state: State, delta: Mapping[StateKey, EventId | None]) -> dict[StateKey, EventId]:
-    """A copy of a state with a difference applied."""
-    result = dict(state)
-    for key, event_id in delta.items():
-        if event_id is None:
-            result.pop(key, None)
-        else:
-            result[key] = event_id
-    return result
+async def _run_in_thread(function: Callable[[], T]) -> T:
+    return await asyncio.to_thread(function)
 
 
-def difference(before: State, after: State) -> dict[StateKey, EventId | None]:
-    """What makes one state of another; None where a key goes."""
-    delta: dict[StateKey, EventId | None] = {
-        key: event_id for key, event_id in after.items() if before.get(key) != event_id
-    }
-    delta.update((key, None) for key in before if key not in after)
-    return delta
+async def _run_here(function: Callable[[], T]) -> T:
+    return function()
 
 
-def _slices(event_ids: Sequence[EventId]) -> Iterable[Sequence[EventId]]:
-    return (event_ids[start : start + SLICE] for start in range(0, len(event_ids), SLICE))
+def _set(state: dict[StateKey, EventId], key: StateKey, event_id: EventId | None) -> None:
+    if event_id is None:
+        state.pop(key, None)
+    else:
+        state[key] = event_id
+
+
+def _slices(event_ids: Sequence[EventId], size: int) -> Iterable[Sequence[EventId]]:
+    return (event_ids[start : start + size] for start in range(0, len(event_ids), size))

@@ -13,6 +13,7 @@ from matrixcore.identifiers import EventId, RoomId, ServerName, StateKey, UserId
 from matrixcore.room_versions import EventIdFormat, RoomVersionRules
 from matrixcore.signing import SigningKey
 from services.rooms.hot_rooms import HotRoom, event_bytes, hash_of
+from services.rooms.resolutions import mark_of
 from tessera.commands import MembershipDelta, Outcome
 from tessera.ids import IdSource
 from tessera.records import LogRecord, RecordBody, RecordKind, encode_body
@@ -81,6 +82,7 @@ class RoomWork:
     highlight_all_count: int
     reference_hashes: dict[EventId, str]
     create_row: tuple[str, str, str, int] | None = None  # version, creator, create event, created_ms
+    state_mark: int = 0
     changed: bool = False
     state_changes: dict[StateKey, Event | None] = field(default_factory=dict)
     server_changes: dict[str, int] = field(default_factory=dict)
@@ -89,6 +91,8 @@ class RoomWork:
     receipts: dict[tuple[str, str, str], tuple[EventId, int, int]] = field(default_factory=dict)  # event, ts, position
     events: dict[EventId, EventRow] = field(default_factory=dict)
     current: dict[StateKey, tuple[str, int, str | None] | None] = field(default_factory=dict)
+    # What current state had under the keys of `current` before this batch.
+    replaced: dict[StateKey, EventId | None] = field(default_factory=dict)
     rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
     # What becomes of inbox rows: None when done, else the events that they wait for and whether outliers suffice.
     inbox: dict[int, dict[EventId, bool] | None] = field(default_factory=dict)
@@ -191,12 +195,15 @@ class RoomWork:
 
     def set_state(self, key: StateKey, event: Event | None, position: int) -> None:
         """Change current state from this position on, and what is counted of it."""
-        before = self.state(key) if key[0] == MEMBER else None
+        before = self.state(key)
+        before_id = None if before is None else before.event_id
         membership = event.membership if event is not None and key[0] == MEMBER else None
         if key[0] == MEMBER:
             self._count_member(key[1], None if before is None else before.membership, membership)
         self.state_changes[key] = event
         event_id = None if event is None else event.event_id
+        self.replaced.setdefault(key, before_id)
+        self.state_mark += mark_of(key, event_id) - mark_of(key, before_id)
         self.current[key] = None if event_id is None else (event_id, position, membership)
         self.add_row(
             "history",
@@ -282,6 +289,7 @@ class RoomWork:
         hot.extremities, hot.depth, hot.last_position = self.extremities, self.depth, self.last_position
         hot.joined_count, hot.invited_count = self.joined_count, self.invited_count
         hot.notify_count, hot.highlight_all_count = self.notify_count, self.highlight_all_count
+        hot.state_mark = self.state_mark
         if self.reference_hashes:
             hot.reference_hashes = {e: h for e, h in self.reference_hashes.items() if e in self.extremities}
         for key, event in self.state_changes.items():
@@ -316,6 +324,7 @@ def start_work(
         hot.notify_count,
         hot.highlight_all_count,
         dict(hot.reference_hashes),
+        state_mark=hot.state_mark,
     )
 
 

@@ -10,9 +10,12 @@ Spec: Room Version 2 and 12 §State resolution, "Definitions".
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import orjson
+
 from matrixcore.auth_events import POWER_LEVELS
-from matrixcore.events import Event
+from matrixcore.events import Event, load_event
 from matrixcore.identifiers import EventId
+from matrixcore.room_versions import RoomVersionRules
 
 Node = int
 
@@ -29,6 +32,14 @@ class AuthEdges:
     def of(cls, event: Event) -> "AuthEdges":
         return cls(event.event_id, event.auth_events, (event.type, event.state_key) == POWER_LEVELS)
 
+    @classmethod
+    def read(cls, event_id: EventId, pdu: bytes, rules: RoomVersionRules) -> "AuthEdges":
+        """The edges of bytes that were stored; where that is enough, without making an event of them."""
+        if not rules.strict_canonical_json:
+            return cls.of(load_event(pdu, event_id, rules))
+        fields = orjson.loads(pdu)
+        return cls(event_id, fields["auth_events"], (fields["type"], fields.get("state_key")) == POWER_LEVELS)
+
 
 class AuthGraph:
     """A growing part of a room's auth DAG. Edges go from an event to the events it cites."""
@@ -37,6 +48,7 @@ class AuthGraph:
         self._nodes: dict[EventId, Node] = {}
         self._ids: list[EventId] = []
         self._edges: list[tuple[Node, ...] | None] = []
+        self._shared: dict[tuple[Node, ...], tuple[Node, ...]] = {}  # most events cite what others cite
         self._is_power_levels: list[bool] = []
         self._missing: dict[Node, None] = {}  # in the order of their first mention
 
@@ -68,7 +80,8 @@ class AuthGraph:
         """Take in an event's edges; what it cites becomes missing unless it is here."""
         node = self.node(edges.event_id)
         if self._edges[node] is None:
-            self._edges[node] = tuple([self.node(cited) for cited in edges.auth_events])
+            cited_nodes = tuple([self.node(cited) for cited in edges.auth_events])
+            self._edges[node] = self._shared.setdefault(cited_nodes, cited_nodes)
             self._is_power_levels[node] = edges.is_power_levels
             del self._missing[node]
 

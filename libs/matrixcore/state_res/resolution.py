@@ -25,30 +25,47 @@ from matrixcore.state_res.iterative_checks import replay
 from matrixcore.state_res.ordering import SenderPower, mainline_order, reverse_topological_power_order
 from matrixcore.state_res.v1 import resolve_v1
 
-_UNCONFLICTED_SLICE: Final = 500  # events whose chains are walked before looking whether that was enough
+# Unconflicted events whose chains are walked before looking whether that was enough; twice as many each time.
+_FIRST_SLICE: Final = 500
+_LAST_SLICE: Final = 4_000
 
 
 class Resolution:
     """One resolution of n >= 1 states of a room.
 
+    Args:
+        state_sets: the states, whole or without what is in `agreed`.
+        agreed: what all of them have in common and none of `state_sets` names.
+        graph: a part of the room's auth DAG that is known already, with nothing missing in it; it grows.
+
     The missing_ methods may be called at any time and do no work twice. An event that the
     caller cannot find at all would be asked for again and again: that is the caller's error to raise.
     """
 
-    def __init__(self, rules: RoomVersionRules, state_sets: Sequence[StateMap]) -> None:
+    def __init__(
+        self,
+        rules: RoomVersionRules,
+        state_sets: Sequence[StateMap],
+        *,
+        agreed: StateMap | None = None,
+        graph: AuthGraph | None = None,
+    ) -> None:
         self._rules = rules
         self._algorithm = rules.state_resolution
         separate = separate_conflicted_v1 if self._algorithm is StateResolution.V1 else separate_conflicted
         self._unconflicted: StateMap
         self._conflicted: ConflictedState
         self._unconflicted, self._conflicted = separate(state_sets)
+        if agreed:
+            self._unconflicted = {**agreed, **self._unconflicted}
         self._events: dict[EventId, Event] = {}
         self._rejected: set[EventId] = set()
-        self._graph = AuthGraph()
+        self._graph = AuthGraph() if graph is None else graph
         self._difference: set[Node] | None = None
         self._full_conflicted: dict[EventId, Node] | None = None
         self._unwalked: list[EventId] = []  # unconflicted events whose chains have not been looked at
         self._walked: list[Node] = []
+        self._slice = _FIRST_SLICE
         self._groups: list[list[Node]] = []
         if self._needs_graph:
             self._groups = self._conflicted_by_state(state_sets)
@@ -78,8 +95,9 @@ class Resolution:
             if not self._difference or not self._unwalked:
                 self._full_conflicted = self._full_conflicted_set(self._difference)
                 return []
-            cut = self._unwalked[:_UNCONFLICTED_SLICE]
-            del self._unwalked[:_UNCONFLICTED_SLICE]
+            cut = self._unwalked[: self._slice]
+            del self._unwalked[: self._slice]
+            self._slice = min(2 * self._slice, _LAST_SLICE)
             self._walked = [self._graph.node(event_id) for event_id in cut]
 
     def add_edges(self, edges: Iterable[AuthEdges]) -> None:

@@ -6,7 +6,7 @@ The state before an event is the room's state in its order just below the event,
 Spec: none; DESIGN.md section 4.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import orjson
@@ -35,6 +35,30 @@ SELECT type, state_key, event_id FROM (
     WHERE room_id = $1 AND (anchor, sub) <= ($2, $3)
     ORDER BY type, state_key, anchor DESC, sub DESC
 ) newest WHERE event_id IS NOT NULL
+"""
+
+# For each place the keys that have changed above it: what they had there, and what they have now.
+_LOAD_CHANGED_SINCE = """
+SELECT w.number, changed.type, changed.state_key, there.event_id, now.event_id
+FROM unnest($2::bigint[], $3::integer[]) WITH ORDINALITY AS w (anchor, sub, number)
+CROSS JOIN LATERAL (
+    SELECT DISTINCT h.type, h.state_key FROM rooms.state_history h
+    WHERE h.room_id = $1 AND (h.anchor, h.sub) > (w.anchor, w.sub)
+) changed
+LEFT JOIN LATERAL (
+    SELECT h.event_id FROM rooms.state_history h
+    WHERE h.room_id = $1 AND h.type = changed.type AND h.state_key = changed.state_key
+      AND (h.anchor, h.sub) <= (w.anchor, w.sub)
+    ORDER BY h.anchor DESC, h.sub DESC LIMIT 1
+) there ON true
+LEFT JOIN rooms.current_state now
+    ON now.room_id = $1 AND now.type = changed.type AND now.state_key = changed.state_key
+"""
+
+_FIND_CURRENT = """
+SELECT w.type, w.state_key, s.event_id
+FROM unnest($2::text[], $3::text[]) AS w (type, state_key)
+JOIN rooms.current_state s ON s.room_id = $1 AND s.type = w.type AND s.state_key = w.state_key
 """
 
 _LOAD_CURRENT = "SELECT type, state_key, event_id FROM rooms.current_state WHERE room_id = $1"
@@ -106,6 +130,26 @@ async def load_events(
 async def load_state_at(tx: Transaction, room_id: RoomId, order: OrderKey) -> dict[StateKey, EventId]:
     """The room's state up to and with a place in its order."""
     return {(row[0], row[1]): row[2] for row in await tx.fetch(_LOAD_STATE_AT, room_id, *order)}
+
+
+async def load_changed_since(
+    tx: Transaction, room_id: RoomId, orders: Sequence[OrderKey]
+) -> list[dict[StateKey, tuple[EventId | None, EventId | None]]]:
+    """For each place in the room's order: key -> (what the room had there, what it has now).
+
+    Only keys that have been set since; they may have been set to the same again.
+    """
+    changed: list[dict[StateKey, tuple[EventId | None, EventId | None]]] = [{} for _ in orders]
+    anchors, subs = [order.anchor for order in orders], [order.sub for order in orders]
+    for number, event_type, state_key, there, now in await tx.fetch(_LOAD_CHANGED_SINCE, room_id, anchors, subs):
+        changed[number - 1][event_type, state_key] = (there, now)
+    return changed
+
+
+async def find_current(tx: Transaction, room_id: RoomId, keys: Collection[StateKey]) -> dict[StateKey, EventId]:
+    """What current state has under those of the keys that it has."""
+    rows = await tx.fetch(_FIND_CURRENT, room_id, [key[0] for key in keys], [key[1] for key in keys])
+    return {(row[0], row[1]): row[2] for row in rows}
 
 
 async def load_current_state(tx: Transaction, room_id: RoomId) -> dict[StateKey, EventId]:

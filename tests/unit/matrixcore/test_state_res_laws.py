@@ -11,7 +11,7 @@ from room_history import ALICE, BOB, CHARLIE, DAN, RoomHistory, State
 from matrixcore.auth_events import CREATE
 from matrixcore.auth_rules import check_auth
 from matrixcore.identifiers import EventId, UserId
-from matrixcore.state_res import resolve_state
+from matrixcore.state_res import AuthEdges, AuthGraph, Resolution, resolve_state
 from matrixcore.state_res.iterative_checks import auth_state
 from matrixcore.verdicts import Accepted
 
@@ -119,6 +119,33 @@ def test_the_result_is_that_of_the_specification_word_by_word(fork, stale):
         branches[branch] = {**branches[branch], event.state_tuple: event.event_id}
     naive = NaiveResolution(room.rules, branches, room.events).resolve()
     assert resolve_state(room.rules, branches, room.events) == naive
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.builds(_branches, st.sampled_from(["1", "2", "11", "12"]), st.lists(_steps, min_size=4, max_size=24)))
+def test_what_the_states_agree_on_may_be_given_apart_with_a_graph_that_is_known(fork):
+    room, branches = fork
+    keys = {key for branch in branches for key in branch}
+    agreed = {key: branches[0][key] for key in keys if len({branch.get(key) for branch in branches}) == 1}
+    sides = [{key: event_id for key, event_id in branch.items() if key not in agreed} for branch in branches]
+    graph = AuthGraph()
+    for chosen in (sides[:2], sides):  # the second finds what the first has walked
+        resolution = Resolution(room.rules, chosen, agreed=agreed, graph=graph)
+        while ids := resolution.missing_edges():
+            resolution.add_edges([AuthEdges.of(room.events[event_id]) for event_id in ids])
+        while ids := resolution.missing_events():
+            resolution.add_events([room.events[event_id] for event_id in ids])
+        whole = [{**agreed, **side} for side in chosen]
+        assert resolution.resolve() == resolve_state(room.rules, whole, room.events)
+
+
+@pytest.mark.parametrize("version", ["1", "5", "6", "12"])
+def test_edges_are_read_from_stored_bytes(version):
+    room = RoomHistory(version)
+    room.levels("levels", room.public_room(BOB), ALICE, {BOB: 50} if version == "12" else {ALICE: 100})
+    for event in room.events.values():
+        if event.pdu:
+            assert AuthEdges.read(event.event_id, event.pdu, room.rules) == AuthEdges.of(event)
 
 
 def large_fork(version: str, members: int) -> tuple[RoomHistory, list[State]]:
