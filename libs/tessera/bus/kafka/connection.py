@@ -7,7 +7,7 @@ Spec: none; DESIGN.md sections 3 and 9.
 
 import asyncio
 import ssl
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -183,12 +183,25 @@ class KafkaConnection:
             if self._client is None:
                 client = AIOKafkaClient(**self.client_options())
                 try:
-                    await client.bootstrap()
+                    await to_its_end(client.bootstrap())
                 except BaseException:
                     await client.close()
                     raise
                 self._client = client
             return self._client
+
+
+async def to_its_end(starting: Coroutine[Any, Any, None]) -> None:
+    """Await the start of a client, which takes a request's time-out at most for each address, even if cancelled.
+
+    One that is cut off leaves its first connection open.
+    """
+    task = asyncio.create_task(starting)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 async def _first_answer(client: AIOKafkaClient, nodes: Sequence[int | None], request: Any) -> Any:

@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
 from tessera.bus.kafka import metrics
-from tessera.bus.kafka.connection import KafkaConnection, TopicDescription
+from tessera.bus.kafka.connection import KafkaConnection, TopicDescription, to_its_end
 from tessera.bus.protocol import BusUnavailable, TopicReplaced
 from tessera.clock import Clock
 
@@ -207,7 +207,7 @@ class PartitionFeed:
             **self._connection.client_options(),
         )
         try:
-            await consumer.start()
+            await to_its_end(consumer.start())
             partitions = [self._tp(partition) for partition in range(self._topic.partitions)]
             consumer.assign(partitions)
             for partition in partitions:

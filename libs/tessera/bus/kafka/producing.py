@@ -14,7 +14,7 @@ import structlog
 from aiokafka import AIOKafkaProducer
 
 from tessera.bus.kafka import metrics
-from tessera.bus.kafka.connection import UNREACHABLE, KafkaConnection
+from tessera.bus.kafka.connection import UNREACHABLE, KafkaConnection, to_its_end
 from tessera.bus.kafka.envelope import Headers
 from tessera.bus.protocol import BusBusy, BusUnavailable
 from tessera.clock import Clock
@@ -145,7 +145,7 @@ class Producing:
             **self._connection.client_options(),
         )
         try:
-            await producer.start()
+            await to_its_end(producer.start())
         except BaseException:
             self._failed_at = self._clock.monotonic()
             await producer.stop()

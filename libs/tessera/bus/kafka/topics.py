@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import NoError, TopicAlreadyExistsError, for_code
 
-from tessera.bus.kafka.connection import UNREACHABLE, KafkaConnection, TopicDescription
+from tessera.bus.kafka.connection import UNREACHABLE, KafkaConnection, TopicDescription, to_its_end
 from tessera.bus.kafka.producing import MAX_RECORD_BYTES
 from tessera.bus.protocol import BusUnavailable
 from tessera.config import KafkaSettings
@@ -146,7 +146,7 @@ class _Admin:
 
     async def __aenter__(self) -> AIOKafkaAdminClient:
         try:
-            await self._client.start()
+            await to_its_end(self._client.start())
         except UNREACHABLE as error:
             await self._client.close()
             raise BusUnavailable(f"Kafka does not answer: {error}") from error

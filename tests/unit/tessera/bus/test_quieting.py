@@ -6,7 +6,7 @@ from tessera.bus.kafka.quieting import SECONDS, Repetitions, quiet_aiokafka
 
 
 def line(message: str, seconds: float, *arguments: object) -> logging.LogRecord:
-    record = logging.LogRecord("aiokafka.client", logging.ERROR, "", 0, message, arguments, None)
+    record = logging.LogRecord("aiokafka", logging.ERROR, "", 0, message, arguments, None)
     record.created = seconds
     return record
 
@@ -25,5 +25,5 @@ def test_a_message_comes_once_in_a_while_and_tells_of_the_others() -> None:
 def test_loggers_are_quieted_once() -> None:
     quiet_aiokafka()
     quiet_aiokafka()
-    filters = logging.getLogger("aiokafka.client").filters
+    filters = logging.getLogger("aiokafka").filters
     assert [type(one) for one in filters].count(Repetitions) == 1
