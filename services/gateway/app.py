@@ -3,12 +3,12 @@
 A module of the specification has a FastAPI `router` relative to the API's version, or plain `routes`, or both.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from fastapi import APIRouter
 from starlette.routing import BaseRoute
 
-from matrixcore.identifiers import ServerName
+from matrixcore.identifiers import ServerName, UserId
 from matrixcore.signing import SigningKey
 from services.gateway import (
     account_data,
@@ -57,6 +57,8 @@ from tessera.ids import IdSource
 from tessera.last_seen import LastSeenRecorder
 from tessera.room_commands import RoomCommands
 from tessera.storage.database import Database
+from tessera.storage.gathered_lookups import GatheredLookups
+from tessera.storage.profiles import Profile, list_profiles
 from tessera.storage.shards import RoomShards
 from tessera.telemetry import RequestMetrics
 from tessera.token_authenticator import TokenAuthenticator
@@ -118,6 +120,11 @@ def build_gateway(
     server_name = ServerName(settings.server_name)
     attempts = LoginAttempts(limits)
     changes = RoomChanges(commands, shards, accounts, fanout, clock, ids)
+
+    async def find_profiles(user_ids: Sequence[UserId]) -> Mapping[UserId, Profile]:
+        async with accounts.reading() as tx:
+            return await list_profiles(tx, user_ids)
+
     return GatewayDeps(
         settings=settings,
         server_name=server_name,
@@ -138,6 +145,7 @@ def build_gateway(
         signing_key=signing_key,
         receipts=ReceiptBatches(changes),
         claims=claims or NoClaims(),
+        profile_lookups=GatheredLookups(find_profiles),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import Request
 
-from matrixcore.identifiers import ServerName
+from matrixcore.identifiers import ServerName, UserId
 from matrixcore.signing import SigningKey
 from services.gateway.claimed_names import ClaimedNames
 from services.gateway.directory_rules import DirectoryRules
@@ -26,6 +26,8 @@ from tessera.ids import IdSource
 from tessera.last_seen import LastSeenRecorder
 from tessera.room_commands import RoomCommands
 from tessera.storage.database import Database
+from tessera.storage.gathered_lookups import GatheredLookups
+from tessera.storage.profiles import Profile
 from tessera.storage.shards import RoomShards
 from tessera.token_authenticator import TokenAuthenticator
 
@@ -64,6 +66,7 @@ class GatewayDeps:
     signing_key: SigningKey
     receipts: ReceiptBatches
     claims: ClaimedNames
+    profile_lookups: GatheredLookups[UserId, Profile]
 
     @property
     def rooms(self) -> RoomChanges:

@@ -48,7 +48,7 @@ _IN_EVENTS = ("displayname", "avatar_url")
 
 
 async def get_user_profile(request: Request) -> Response:
-    """The whole profile of a user; one query."""
+    """The whole profile of a user; at most one query, shared with those who ask meanwhile."""
     gateway = gateway_of(request)
     await _require_may_read(request, gateway)
     await _check_rate(request, gateway)
@@ -57,7 +57,7 @@ async def get_user_profile(request: Request) -> Response:
 
 
 async def get_profile_field(request: Request) -> Response:
-    """One field of a profile; one query."""
+    """One field of a profile."""
     gateway = gateway_of(request)
     await _require_may_read(request, gateway)
     await _check_rate(request, gateway)
@@ -153,8 +153,7 @@ async def find_local_profile(gateway: GatewayDeps, user_id: str) -> Profile:
         raise InvalidParam(f"user_id: {error}") from error
     if server_of(parsed) != gateway.server_name:
         raise NotFound("The user is not known to this server")
-    async with gateway.accounts.reading() as tx:
-        profile = await profiles.find_profile(tx, parsed)
+    profile = await gateway.profile_lookups.find(parsed)
     if profile is None:
         raise NotFound("There is no such user")
     return profile

@@ -1,5 +1,6 @@
 """Profiles of local users. Spec: C-S API §Profiles."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,11 +24,9 @@ class ProfileDebt(NamedTuple):
     revision: int
 
 
-_FIND = "SELECT displayname, avatar_url, custom FROM accounts.profiles WHERE user_id = $1"
-
 _LIST = "SELECT user_id, displayname, avatar_url, custom FROM accounts.profiles WHERE user_id = ANY($1::text[])"
 
-_LOCK = f"{_FIND} FOR UPDATE"
+_LOCK = "SELECT displayname, avatar_url, custom FROM accounts.profiles WHERE user_id = $1 FOR UPDATE"
 
 _SET = """
 UPDATE accounts.profiles
@@ -46,15 +45,9 @@ _LIST_DEBTS = "SELECT user_id, revision FROM accounts.profile_debts WHERE user_i
 _SETTLE = "DELETE FROM accounts.profile_debts WHERE user_id = $1 AND revision = $2"
 
 
-async def find_profile(tx: Transaction, user_id: UserId) -> Profile | None:
-    """The profile of a local user; None if there is no such user."""
-    row = await tx.fetchrow(_FIND, user_id)
-    return None if row is None else Profile(*row)
-
-
-async def list_profiles(tx: Transaction, user_ids: list[UserId]) -> dict[UserId, Profile]:
+async def list_profiles(tx: Transaction, user_ids: Sequence[UserId]) -> dict[UserId, Profile]:
     """The profiles of those of these users that are local."""
-    rows = await tx.fetch(_LIST, user_ids)
+    rows = await tx.fetch(_LIST, list(user_ids))
     return {UserId(row[0]): Profile(row[1], row[2], row[3]) for row in rows}
 
 
