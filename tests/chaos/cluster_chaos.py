@@ -197,7 +197,7 @@ async def run(machine: Machine, *, faults: int, seed: int, load: Load, report: C
         listeners = [
             Listener(await register(machine.cluster, session, f"l{seed}x{number}")) for number in range(load.listeners)
         ]
-        rooms = await _make_rooms(sender, listeners, load, chance)
+        rooms = await make_rooms(sender, listeners, load, chance)
         result.ledger.acknowledged = {room_id: {} for room_id in rooms}
         polls = [asyncio.create_task(listener.follow()) for listener in listeners]
         sending = Sending(sender, list(rooms), result, load)
@@ -207,7 +207,7 @@ async def run(machine: Machine, *, faults: int, seed: int, load: Load, report: C
             await machine.settle()
             sending.stopping = True
             await work
-            for listener, own_rooms in zip(listeners, _rooms_of(listeners, rooms), strict=True):
+            for listener, own_rooms in zip(listeners, rooms_of(listeners, rooms), strict=True):
                 part = Ledger({room_id: result.ledger.acknowledged[room_id] for room_id in own_rooms})
                 await catch_up([listener], polls, part)
                 await check(listener.account, [listener], part)
@@ -272,7 +272,7 @@ class Sending:
         self.result.pauses.setdefault(fault, []).append(time.perf_counter() - started)
 
 
-async def _make_rooms(
+async def make_rooms(
     sender: Account, listeners: Sequence[Listener], load: Load, chance: random.Random
 ) -> dict[str, list[Listener]]:
     rooms: dict[str, list[Listener]] = {}
@@ -284,7 +284,7 @@ async def _make_rooms(
     return rooms
 
 
-def _rooms_of(listeners: Sequence[Listener], rooms: dict[str, list[Listener]]) -> list[list[str]]:
+def rooms_of(listeners: Sequence[Listener], rooms: dict[str, list[Listener]]) -> list[list[str]]:
     return [[room_id for room_id, members in rooms.items() if listener in members] for listener in listeners]
 
 
