@@ -140,6 +140,20 @@ class KafkaConnection:
         except TimeoutError:
             raise BusUnavailable(f"partition {partition} of topic {topic} has no leader") from None
 
+    async def is_led(self, topic: TopicDescription) -> bool:
+        """Whether every partition's leader knows that it leads: a moment later than the metadata say so."""
+        by_leader: dict[int, list[tuple[int, int]]] = {}
+        for partition, leader in enumerate(topic.leaders):
+            by_leader.setdefault(leader, []).append((partition, _LATEST))
+        if -1 in by_leader:
+            return False
+        for leader, wanted in by_leader.items():
+            request = OffsetRequest(_ANY_REPLICA, _READ_UNCOMMITTED, [(topic.name, wanted)])
+            response = await self._send(leader, request)
+            if any(error_code for _partition, error_code, *_rest in response.topics[0][1]):
+                return False
+        return True
+
     async def close(self) -> None:
         """Close the connection; the clients that others made are theirs."""
         client, self._client = self._client, None

@@ -99,7 +99,7 @@ class Producing:
                 reason = type(error).__name__
                 metrics.SENDS_FAILED.labels(topic, reason).inc()
                 self._give_up_at_last()
-                raise BusUnavailable(f"topic {topic} does not take the record: {error or reason}") from error
+                raise BusUnavailable(f"topic {topic} does not take the record: {str(error) or reason}") from error
             self._failing_since = None
             metrics.ACKNOWLEDGED_SECONDS.labels(topic).observe(self._clock.monotonic() - started)
             return int(last.offset)

@@ -23,6 +23,7 @@ COMMANDS = "room.commands"
 RECORDS = "room.log"
 NAMES = (COMMANDS, RECORDS)
 _LEADERS_PAUSE_SECONDS = 0.05
+_LEADERS_PATIENCE_SECONDS = 30.0  # brokers that have just been started take their time
 
 
 class TopicsDisagree(Exception):
@@ -128,10 +129,10 @@ async def _read_configs(connection: KafkaConnection, names: Sequence[str]) -> di
 
 async def _await_leaders(connection: KafkaConnection, names: Sequence[str]) -> None:
     try:
-        async with asyncio.timeout(connection.timeout_seconds):
+        async with asyncio.timeout(_LEADERS_PATIENCE_SECONDS):
             while True:
                 there = await connection.describe_topics(names)
-                if len(there) == len(names) and all(-1 not in topic.leaders for topic in there.values()):
+                if len(there) == len(names) and all([await connection.is_led(topic) for topic in there.values()]):
                     return
                 await asyncio.sleep(_LEADERS_PAUSE_SECONDS)
     except TimeoutError:
