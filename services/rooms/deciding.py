@@ -15,6 +15,7 @@ from services.rooms import metrics
 from services.rooms.batch_builder import Building, CommandFailed, build_command, needed_rooms, take_loaded
 from services.rooms.broken_commands import BrokenCommands
 from services.rooms.hot_rooms import HotRooms
+from services.rooms.many_ends import has_many_ends
 from services.rooms.needs import add_needs
 from services.rooms.owned_partitions import RETRY_SECONDS, OwnedPartitions
 from services.rooms.receiving import receive_command
@@ -22,7 +23,7 @@ from services.rooms.room_work import PartitionWork, Signer, StateNotLoaded
 from tessera import tracing
 from tessera.bus import Delivered
 from tessera.clock import Clock
-from tessera.commands import AppendPdu, Command, Outcome, ReceivePdus, Unpark, encode_outcome
+from tessera.commands import Append, AppendPdu, Command, Draft, Outcome, ReceivePdus, Unpark, encode_outcome
 from tessera.fanout import Fanout
 from tessera.records import PartitionBatch
 from tessera.storage.database import Database, DatabaseUnavailable, Transaction
@@ -199,12 +200,18 @@ class Decider:
         first = len(records)
         if self._broken.is_dead(command):
             self._broken.bury(building, command)
-        elif isinstance(command.body, AppendPdu | ReceivePdus | Unpark):
+        elif self._needs_past(building, command):
             await receive_command(tx, building, self._rooms, command, self._signer)
         else:
             build_command(building, self._rooms, command, self._signer)
         if self._gathered.trace is not None:
             self._gathered.trace.stamp(command.id, records, first)
+
+    def _needs_past(self, building: Building, command: Command) -> bool:
+        if isinstance(command.body, AppendPdu | ReceivePdus | Unpark):
+            return True
+        room = building.works.get(command.room_id) or self._rooms.find(command.room_id)
+        return room is not None and isinstance(command.body, Append | Draft) and has_many_ends(room.extremities)
 
     async def _load_missing(self, tx: Transaction, missing: StateNotLoaded, loaded: Loaded) -> None:
         wanted = Wanted()

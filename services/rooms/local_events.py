@@ -3,6 +3,7 @@
 Spec: S-S API §Authorization rules; C-S API §Sending events to a room, §Creation.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -11,7 +12,7 @@ from matrixcore.auth_events import CREATE, auth_state_keys
 from matrixcore.auth_rules import check_auth
 from matrixcore.canonical_json import MAX_INTEGER
 from matrixcore.event_building import build_event
-from matrixcore.events import MAX_PREV_EVENTS, Event, InvalidEvent, parse_event
+from matrixcore.events import Event, InvalidEvent, parse_event
 from matrixcore.identifiers import EventId, StateKey, UserId
 from matrixcore.room_versions import EventIdFormat
 from matrixcore.verdicts import Accepted
@@ -30,10 +31,10 @@ def append(work: RoomWork, command: Command, body: Append, signer: Signer) -> Ou
     Raises:
         Refused
     """
-    if (done := _is_done(work, body)) is not None:
+    if (done := find_done(work, body)) is not None:
         return accept(work, command, (done,))
     event = build(work, body.event, command.sender, command.origin_server_ts, signer)
-    same = _unchanged(work, event)
+    same = find_unchanged(work, event)
     if same is not None:
         return accept(work, command, (same,))
     add_local(work, event, signer, sender_device=body.sender_device, txn_id=body.txn_id)
@@ -71,7 +72,7 @@ def create_room(work: RoomWork, command: Command, body: CreateRoom, signer: Sign
     event_ids = [create.event_id]
     for new in body.events:
         event = build(work, new, command.sender, command.origin_server_ts, signer)
-        if _unchanged(work, event) is None:
+        if find_unchanged(work, event) is None:
             add_local(work, event, signer, sender_device=body.sender_device)
             event_ids.append(event.event_id)
     return accept(work, command, tuple(event_ids))
@@ -106,16 +107,39 @@ def accept(work: RoomWork, command: Command, event_ids: tuple[EventId, ...], *, 
 def build(work: RoomWork, new: NewEvent, sender: UserId, origin_server_ts: int, signer: Signer) -> Event:
     """A signed event on top of the forward extremities, allowed by the current state.
 
+    There must not be more of them than an event may have prev events (`many_ends` is for such rooms).
+
+    Raises:
+        Refused
+    """
+    auth_state: dict[StateKey, Event] = {}
+    for key in keys_of(work, new, sender):
+        if (found := work.state(key)) is not None:
+            auth_state[key] = found
+    return build_on(work, new, sender, origin_server_ts, signer, work.extremities, auth_state)
+
+
+def keys_of(work: RoomWork, new: NewEvent, sender: UserId) -> list[StateKey]:
+    """The keys of the state that decide on a new event."""
+    return list(auth_state_keys(new.type, new.state_key, sender, new.content, work.rules))
+
+
+def build_on(
+    work: RoomWork,
+    new: NewEvent,
+    sender: UserId,
+    origin_server_ts: int,
+    signer: Signer,
+    prev_events: Sequence[EventId],
+    auth_state: Mapping[StateKey, Event],
+) -> Event:
+    """A signed event on top of some events, allowed by the state there.
+
     Raises:
         Refused
     """
     rules = work.rules
     content = _normal_content(new, redacts_in_content=rules.redacts_in_content)
-    auth_state: dict[StateKey, Event] = {}
-    for key in auth_state_keys(new.type, new.state_key, sender, content, rules):
-        if (found := work.state(key)) is not None:
-            auth_state[key] = found
-    prev_events = work.extremities[-MAX_PREV_EVENTS:]
     auth_events = [event.event_id for event in auth_state.values()]
     event_id: EventId | None = None
     hashes: dict[EventId, str] | None = None
@@ -165,7 +189,7 @@ def _normal_content(new: NewEvent, *, redacts_in_content: bool) -> dict[str, Any
     return copy
 
 
-def _is_done(work: RoomWork, body: Append) -> EventId | None:
+def find_done(work: RoomWork, body: Append) -> EventId | None:
     """The membership event that already says what the command wants; refuses what expects another membership."""
     event = body.event
     if event.type != MEMBER or event.state_key is None or not (body.expect_membership or body.done_if_membership):
@@ -179,7 +203,7 @@ def _is_done(work: RoomWork, body: Append) -> EventId | None:
     return None
 
 
-def _unchanged(work: RoomWork, event: Event) -> EventId | None:
+def find_unchanged(work: RoomWork, event: Event) -> EventId | None:
     """The current state event that already says the same, by the same sender."""
     if event.state_key is None:
         return None

@@ -18,12 +18,13 @@ from services.rooms.batch_builder import Building, CommandFailed, refuse, take_l
 from services.rooms.hot_rooms import HotRooms
 from services.rooms.judging import Judged, Missing, judge, judge_outlier
 from services.rooms.local_events import accept
+from services.rooms.many_ends import above_some
 from services.rooms.merging import place_judged, store_unplaced
 from services.rooms.needs import state_keys_of, want_events, want_state
 from services.rooms.redacting import find_target, may_apply
 from services.rooms.room_past import RoomPast
 from services.rooms.room_work import Refused, RoomWork, Signer, StateNotLoaded
-from tessera.commands import AppendPdu, Command, NewEvent, Outcome, ReceivePdus
+from tessera.commands import Append, AppendPdu, Command, Draft, NewEvent, Outcome, ReceivePdus
 from tessera.storage import inbox, state_loading
 from tessera.storage.database import DatabaseUnavailable, Transaction
 from tessera.storage.inbox import InboxRow
@@ -38,7 +39,9 @@ MAX_WAITING_REDACTIONS = 100
 async def receive_command(
     tx: Transaction, building: Building, rooms: HotRooms, command: Command, signer: Signer
 ) -> None:
-    """Add one command about finished PDUs to the batch; its outcome is accepted or refused.
+    """Add one command to the batch that needs the room's past; its outcome is accepted or refused.
+
+    Those about finished PDUs do, and those about local events of a room with too many forward extremities.
 
     Raises:
         StateNotLoaded: load it and build the batch again.
@@ -63,6 +66,8 @@ async def _outcome_of(
     receiver = Receiver(tx, building, rooms, work_of(building, rooms, command), signer)
     if isinstance(body, AppendPdu):
         return await receiver.append(command, body)
+    if isinstance(body, Append | Draft):
+        return await above_some(receiver.work, receiver.past, command, body, signer, receiver.load_state)
     if isinstance(body, ReceivePdus):
         rows = await inbox.load(tx, command.room_id, body.inbox_ids[:MAX_ROWS])
     else:
@@ -79,7 +84,7 @@ class Receiver:
         self._building = building
         self._rooms = rooms
         self._signer = signer
-        self._past = RoomPast(tx, work)
+        self.past = RoomPast(tx, work)
         self._redactions: dict[EventId, Event] = {}  # target -> a redaction that waits for it
 
     async def append(self, command: Command, body: AppendPdu) -> Outcome:
@@ -95,10 +100,10 @@ class Receiver:
         if event.room_id != self.work.room_id or event.sender != command.sender or not event.prev_events:
             raise Refused(400, "M_BAD_JSON", "The event is not of this room and sender")
         await self._load_needs([event])
-        known = (await self._past.find_places([event.event_id])).get(event.event_id)
+        known = (await self.past.find_places([event.event_id])).get(event.event_id)
         if known is not None and known.order is not None:
             return accept(self.work, command, (event.event_id,))
-        judged = await judge(self.work, self._past, event)
+        judged = await judge(self.work, self.past, event)
         if isinstance(judged, Missing):
             raise Refused(400, "M_BAD_JSON", "The event refers to events that are not known here")
         if not isinstance(judged.verdict, Accepted):
@@ -145,17 +150,17 @@ class Receiver:
 
     async def _receive_one(self, row: InboxRow, event: Event) -> bool:
         """Store an event, or park it; whether it is stored now and was not before."""
-        known = (await self._past.find_places([event.event_id])).get(event.event_id)
+        known = (await self.past.find_places([event.event_id])).get(event.event_id)
         if known is not None and (row.outlier or not known.is_outlier):
             self.work.inbox[row.inbox_id] = None
             return False
-        judged = await (judge_outlier if row.outlier else judge)(self.work, self._past, event)
+        judged = await (judge_outlier if row.outlier else judge)(self.work, self.past, event)
         if isinstance(judged, Missing):
             self.work.inbox[row.inbox_id] = judged.events
             return False
         self.work.inbox[row.inbox_id] = None
         if row.outlier or not isinstance(judged.verdict, Accepted) or self._must_wait(event):
-            await store_unplaced(self.work, self._past, event, judged, outlier=row.outlier)
+            await store_unplaced(self.work, self.past, event, judged, outlier=row.outlier)
         else:
             await self._place(event, judged)
         return True
@@ -168,11 +173,11 @@ class Receiver:
             redaction = None
         await place_judged(
             self.work,
-            self._past,
+            self.past,
             event,
             judged,
             self._signer.server_name,
-            load_state=self._load_state,
+            load_state=self.load_state,
             redaction=redaction,
             sender_device=sender_device,
             txn_id=txn_id,
@@ -210,16 +215,16 @@ class Receiver:
             want_events(wanted, work.hot, work.room_id, new)
         await self._load(wanted)
         named = [named for e in events for named in (e.event_id, *e.prev_events)]
-        await self._past.find_places(named)
-        await self._past.find_events([cited for event in events for cited in event.auth_events])
+        await self.past.find_places(named)
+        await self.past.find_events([cited for event in events for cited in event.auth_events])
         found = await state_loading.list_redactions(
             self._tx, work.room_id, [event.event_id for event in events], MAX_WAITING_REDACTIONS
         )
-        for redaction in (await self._past.find_events(found)).values():
+        for redaction in (await self.past.find_events(found)).values():
             if redaction.redacts is not None:
                 self._redactions.setdefault(redaction.redacts, redaction)
 
-    async def _load_state(self, keys: Iterable[StateKey]) -> None:
+    async def load_state(self, keys: Iterable[StateKey]) -> None:
         """Make current state known at more keys, without a place in the hot room's memory."""
         work, wanted = self.work, Wanted()
         keys = [key for key in keys if key not in work.pinned]

@@ -96,16 +96,11 @@ class RoomPast:
         return self._rejected.intersection(event_ids)
 
     async def states_after(self, places: Collection[EventPlace]) -> list[State]:
-        """The states after events, without those that are the same as an earlier one."""
+        """The state after each of the events."""
         await self._read_since({place.base for place in places})
-        raw = [self._raw_state(place) for place in places]
-        await self._read_current(key for state in raw for key in state)
-        states: list[State] = []
-        for one in raw:
-            state = self._normal(one)
-            if state not in states:
-                states.append(state)
-        return states
+        states = [self._raw_state(place) for place in places]
+        await self._read_current(key for state in states for key in state)
+        return [self._normal(state) for state in states]
 
     async def with_event(self, state: State, event: Event) -> State:
         """A state after one more state event."""
@@ -134,7 +129,7 @@ class RoomPast:
     # Resolving
 
     async def resolve(self, states: Sequence[State]) -> State:
-        """The one state that several resolve to.
+        """The one state that several, some of them the same perhaps, resolve to.
 
         Raises:
             AncestryIncomplete

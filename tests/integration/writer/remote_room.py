@@ -49,6 +49,14 @@ class RemoteRoom:
             state = self._remember(event, state)
         return self
 
+    async def take_in(self, event_id: EventId) -> Event:
+        """Take in an event of this server."""
+        query = "SELECT pdu FROM rooms.events WHERE room_id = $1 AND event_id = $2"
+        pdu = await self.world.shards.of_room(self.room_id).fetchval(query, self.room_id, event_id)
+        event = load_event(pdu, event_id, ROOM_VERSIONS[self.version], room_id=self.room_id)
+        self._remember(event, self.before(event.prev_events))
+        return event
+
     def make(
         self,
         event_type: str,
