@@ -21,6 +21,7 @@ from tessera.clock import Clock
 from tessera.config import Listener, Settings
 from tessera.http.app import MatrixApp, create_app
 from tessera.ids import IdSource
+from tessera.placement_following import PlacementFollower
 from tessera.service import Service, ServiceOpener, Surroundings
 from tessera.storage.database import DatabaseUnavailable
 from tessera.telemetry import ReadinessCheck, RequestMetrics, observability_routes
@@ -75,6 +76,10 @@ async def hosting(
         stack.callback(lambda: [task.cancel() for task in tasks])
         stack.push_async_callback(_flush, around)
         tasks.append(group.create_task(around.last_seen.run()))
+        if around.is_shared or len(around.shards.names) > 1:
+            follower = PlacementFollower(around.accounts, around.shards, around.clock)
+            tasks.append(group.create_task(follower.run()))
+            await follower.has_looked.wait()
         services: list[Service] = []
         for opener in openers:
             service = await stack.enter_async_context(opener(around))

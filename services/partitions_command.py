@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from services.command_line import DEFAULT_CONFIG, ConfigOption, console, read_config, run_to_end, set_up_logging
+from services.move_command import clean_command, move_command
 from tessera.config import KafkaSettings, Settings
 from tessera.service import CannotStart
 from tessera.storage import leases
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from services.stores import Stores
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
+app.command("move")(move_command)
+app.command("clean")(clean_command)
 WAIT_SECONDS = 30.0  # for a writer to do what it was asked; it looks once a second
 LOOK_SECONDS = 0.2
 TABLE_WIDTH = 120

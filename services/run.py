@@ -23,16 +23,12 @@ from tessera.http.limits import Rate
 from tessera.ids import IdSource
 from tessera.last_seen import LastSeenRecorder
 from tessera.records import LogRecord
-from tessera.service import CannotStart, Service, ServiceOpener, Surroundings
-from tessera.storage.database import DatabaseUnavailable
+from tessera.service import CannotStart, ServiceOpener, Surroundings
 from tessera.storage.done_offsets import ShardDoneOffsets
-from tessera.storage.placement import PlacementMismatch, get_placement
 from tessera.telemetry import ReadinessCheck
 from tessera.token_authenticator import TokenAuthenticator
 
 log = structlog.get_logger(__name__)
-
-PLACEMENT_SECONDS = 5.0
 
 
 # The main modules are imported by name: a process carries its own service only, and the others' memory is spared.
@@ -120,8 +116,7 @@ async def run_service(
         degraded: dict[str, ReadinessCheck] = {"redis": check_fanout}
         if kind.works_without:
             checks, degraded = {}, degraded | checks
-        openers = (_follow_placement, kind.load())
-        hosted = await stack.enter_async_context(hosting(openers, around, checks, degraded))
+        hosted = await stack.enter_async_context(hosting([kind.load()], around, checks, degraded))
         await answer_requests(hosted, settings, listeners, sockets, clock=clock, signals=signals, ready=ready)
 
 
@@ -192,20 +187,3 @@ class _NoTopic:
 
     async def open_reader(self) -> NoReturn:
         raise BusUnavailable("this process uses no topic")
-
-
-@asynccontextmanager
-async def _follow_placement(around: Surroundings) -> AsyncIterator[Service]:
-    """Partitions may be moved to another shard while the process runs."""
-
-    async def refresh() -> None:
-        while True:
-            await around.clock.sleep(PLACEMENT_SECONDS)
-            try:
-                async with around.accounts.reading() as tx:
-                    placement = await get_placement(tx, around.shards.partitions, around.shards.names)
-                around.shards.replace_placement(placement)
-            except (DatabaseUnavailable, PlacementMismatch, OSError, TimeoutError) as error:
-                log.warning("placement not read", error=str(error) or type(error).__name__)
-
-    yield Service(background=(refresh,))

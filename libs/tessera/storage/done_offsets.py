@@ -28,7 +28,7 @@ class ShardDoneOffsets:
         """(id of the topic, done offset) of each partition that can be read."""
         by_shard: dict[str, list[int]] = {}
         for partition in partitions:
-            by_shard.setdefault(self._shards.shard_of(partition), []).append(partition)
+            by_shard.setdefault(self._shards.believed_shard_of(partition), []).append(partition)
         parts = await asyncio.gather(
             *(self._read(self._shards.databases[shard], own) for shard, own in by_shard.items())
         )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from matrixcore.identifiers import EventId, RoomId, ServerName
 from tessera.storage.database import Transaction
+from tessera.storage.partitions import PartitionMoved
 
 # The answer has the rows of events that lay here already, too: naming them again does no harm. An event that was
 # wanted as an outlier and comes as part of the DAG is no outlier any more.
@@ -18,6 +19,7 @@ _ADD = """
 INSERT INTO rooms.inbox (partition, room_id, origin, event_id, pdu, received_ms, state, outlier)
 SELECT * FROM unnest($1::integer[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::bigint[], $7::text[],
                      $8::boolean[])
+WHERE NOT EXISTS (SELECT FROM rooms.partitions p WHERE p.partition = ANY($1::integer[]) AND p.state = 'moved')
 ON CONFLICT (room_id, event_id) DO UPDATE SET outlier = inbox.outlier AND excluded.outlier
 RETURNING inbox_id
 """
@@ -78,9 +80,16 @@ class MissingEvent(NamedTuple):
 
 
 async def add(tx: Transaction, rows: Sequence[NewInboxRow]) -> list[int]:
-    """Store PDUs of different events; their ids in this order, and in that of earlier ones where they lay here."""
+    """Store PDUs of different events; their ids in this order, and in that of earlier ones where they lay here.
+
+    Raises:
+        PartitionMoved: one of the partitions is written elsewhere now; nothing is stored.
+    """
     columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in NewInboxRow._fields]
-    return [row[0] for row in await tx.fetch(_ADD, *columns)]
+    ids = [row[0] for row in await tx.fetch(_ADD, *columns)]
+    if rows and not ids:
+        raise PartitionMoved("the partition is being moved")
+    return ids
 
 
 async def load(tx: Transaction, room_id: RoomId, inbox_ids: Sequence[int]) -> list[InboxRow]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tessera.records import RecordKind
-from tessera.storage.database import Transaction
+from tessera.storage.database import DatabaseUnavailable, Transaction
 
 _ADD = """
 WITH added AS (
@@ -29,13 +29,16 @@ WITH raised AS (
 SELECT incarnation, head FROM raised
 """
 
-
 _LIST = """
 SELECT p.partition, p.state, coalesce(w.name, ''), coalesce(w.expires_at > clock_timestamp(), false), l.heir, p.epoch,
     p.incarnation, p.head, p.announced, p.topic_id, p.done_offset
 FROM rooms.partitions p JOIN rooms.leases l USING (partition) LEFT JOIN rooms.writers w ON w.owner = l.owner
 ORDER BY p.partition
 """
+
+
+class PartitionMoved(DatabaseUnavailable):
+    """The partition is not written in this shard any more; where it is shows in the placement soon."""
 
 
 class PartitionRow(NamedTuple):
