@@ -8,6 +8,11 @@ _ANSWERS = Tallies("tessera_sync_answers_total", "Sync answers by where they cam
 ANSWERS_FROM_MEMORY = _ANSWERS.labels("memory")
 ANSWERS_FROM_DATABASE = _ANSWERS.labels("database")
 HOLES = Counter("tessera_sync_holes_total", "Batches of a partition channel that did not follow the last one")
+TOKENS_AHEAD = Counter(
+    "tessera_sync_tokens_ahead", "Tokens that say more than PostgreSQL: it was restored, or lost commits", ["stream"]
+)
+for _stream in ("partition", "user", "devices"):  # from the beginning, so that the first one shows as an increase
+    TOKENS_AHEAD.labels(_stream)
 PARKED = Tallies("tessera_sync_parked", "Requests that wait for news", kind="gauge").labels()
 WAKES = Tallies("tessera_sync_wakes_total", "Waiting requests that were woken").labels()
 USERS = Gauge("tessera_sync_users", "Users whose state is kept in memory")

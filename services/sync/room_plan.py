@@ -79,6 +79,25 @@ def plan_initial(rooms: Sequence[UserRoom], *, include_leave: bool, ignored: fro
     return plan
 
 
+def plan_resync(rooms: Sequence[UserRoom], *, ignored: frozenset[UserId]) -> RoomPlan:
+    """The rooms of a sync after a token that says more than the user's log: the log went back in time.
+
+    What the client knows is not known. So it is told every room, those it was in as limited, and where it is not.
+    """
+    plan = RoomPlan()
+    for room in rooms:
+        if room.membership == JOIN:
+            plan.entered.append(PlannedRoom(room, is_new=True, was_known=True))
+        elif room.membership == INVITE:
+            if room.sender not in ignored:
+                plan.invites.append(room)
+        elif room.membership == KNOCK:
+            plan.knocks.append(room)
+        elif not room.forgotten:
+            plan.left.append(PlannedRoom(room, is_new=False, is_left=True, only_own_leave=True))
+    return plan
+
+
 def plan_incremental(rooms: Sequence[UserRoom], entries: Sequence[UserLogRow], ignored: frozenset[UserId]) -> RoomPlan:
     """The rooms of a sync after a token.
 

@@ -19,6 +19,7 @@ from matrixcore.identifiers import EventId, RoomId, UserId
 from matrixcore.push_evaluation import PushEvaluator
 from matrixcore.room_versions import ROOM_VERSIONS
 from matrixcore.visibility import Sight
+from services.sync import tokens_ahead
 from services.sync.lazy_members import Seen, with_members
 from services.sync.rendering import EventRenderer, Json, display_name_of, has_text, receipt_event, unread_fields
 from services.sync.room_plan import PlannedRoom, end_of_stay, is_interrupted
@@ -97,6 +98,7 @@ class ShardSections:
         came, went: users whose joining or leaving may matter for device lists.
         entered: rooms whose members are new to the reader.
         seen: the lazy-loading memory with what these sections send.
+        ahead: partitions in which the client's token says more than PostgreSQL.
     """
 
     heads: dict[int, Point]
@@ -106,6 +108,7 @@ class ShardSections:
     went: set[UserId]
     seen: Seen
     unread: dict[RoomId, RoomUnread] = field(default_factory=dict)
+    ahead: frozenset[int] = frozenset()
 
 
 class ShardReader:
@@ -129,12 +132,13 @@ class ShardReader:
         self._user_id = request.user_id
         self._rooms: dict[RoomId, _Room] = {}
         self._unread: dict[RoomId, RoomUnread] = {}
+        self._ahead: frozenset[int] = frozenset()
 
     async def read(self, planned: list[PlannedRoom], partitions: Collection[int]) -> ShardSections:
         """The sections of the planned rooms that have anything to say."""
         heads = await self._find_rooms(planned, partitions)
         if not self._rooms:
-            return ShardSections(heads, {}, {}, set(), set(), self._seen)
+            return ShardSections(heads, {}, {}, set(), set(), self._seen, ahead=self._ahead)
         await self._read_timelines()
         await self._read_states()
         await self._read_summaries()
@@ -142,12 +146,17 @@ class ShardReader:
             await self._read_lazy_members()
         join, leave = await self._render()
         came, went = await self._find_moves()
-        return ShardSections(heads, join, leave, came, went, self._seen, self._unread)
+        return ShardSections(heads, join, leave, came, went, self._seen, self._unread, self._ahead)
 
     async def _find_rooms(self, planned: list[PlannedRoom], partitions: Collection[int]) -> dict[int, Point]:
         by_id = {one.room.room_id: one for one in planned}
         known = {room_id: self._known(one) for room_id, one in by_id.items()}
         heads, rows = await sync_reads.list_sync_rooms(self._tx, self._user_id, known, partitions)
+        if ahead := tokens_ahead.list_suspects(self._request.since, heads):
+            self._ahead = await sync_reads.list_rewound(self._tx, ahead)
+        if self._ahead:  # of these rooms the client knows nothing that can be told
+            known = {room_id: self._known(one) for room_id, one in by_id.items()}
+            heads, rows = await sync_reads.list_sync_rooms(self._tx, self._user_id, known, partitions)
         for room_id, row in rows.items():
             one = by_id[room_id]
             head = heads[row.partition]
@@ -166,6 +175,8 @@ class ShardReader:
     def _known(self, one: PlannedRoom) -> KnownRoom:
         since = self._request.since
         point = None if one.is_new or since is None else since.positions.get(one.room.partition)
+        if one.room.partition in self._ahead:
+            point = None
         floor = -1 if point is None else point.position
         anyway = (
             one.is_left or one.moved_from is not None or self._request.full_state or one.room.room_id in self._recount

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from matrixcore.identifiers import InvalidIdentifier, RoomId, UserId, parse_user_id
+from services.sync import tokens_ahead
 from services.sync.ephemeral import PresenceBoard, TypingBoard
 from services.sync.erased_users import ErasedUsers
 from services.sync.lazy_members import LazyMemory, Seen
@@ -29,7 +30,15 @@ from services.sync.rendering import (
     typing_event,
     without_empty,
 )
-from services.sync.room_plan import JOIN, PlannedRoom, RoomPlan, entries_by_kind, plan_incremental, plan_initial
+from services.sync.room_plan import (
+    JOIN,
+    PlannedRoom,
+    RoomPlan,
+    entries_by_kind,
+    plan_incremental,
+    plan_initial,
+    plan_resync,
+)
 from services.sync.room_sections import ShardReader, ShardSections, UserView
 from services.sync.sync_request import SyncRequest
 from tessera.clock import Clock
@@ -76,7 +85,11 @@ class SyncAnswer:
 
 @dataclass(slots=True)
 class AccountView:
-    """What was read of the account store."""
+    """What was read of the account store.
+
+    Attributes:
+        is_rewound: the client's token says more than the user's log.
+    """
 
     overview: UserOverview
     ignored: frozenset[UserId]
@@ -90,6 +103,7 @@ class AccountView:
     joined: list[RoomId]  # all of them, whatever the filter says of rooms
     positions: list[ReadPosition]
     presence: list[Json] = field(default_factory=list)
+    is_rewound: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +162,11 @@ class Snapshots:
             wanted = request.filter.room
             joined = [room.room_id for room in rooms if room.membership == JOIN]
             rooms = [room for room in rooms if wanted.allows_room(room.room_id)]
-            if since is None or len(entries) > MAX_LOG_ENTRIES:
+            is_rewound = since is not None and max(since.user, since.to_device) > overview.log_head
+            is_initial = since is None or is_rewound or len(entries) > MAX_LOG_ENTRIES
+            if is_rewound:
+                plan = plan_resync(rooms, ignored=ignored)
+            elif is_initial:
                 plan = plan_initial(rooms, include_leave=wanted.include_leave, ignored=ignored)
             else:
                 plan = plan_incremental(rooms, entries, ignored)
@@ -160,14 +178,25 @@ class Snapshots:
             }
             if kinds.get(UserLogKind.PUSH_RULES) or kinds.get(UserLogKind.IGNORED_USERS):
                 recount |= {one.room.room_id for one in plan.stays}
-            is_initial = since is None or len(entries) > MAX_LOG_ENTRIES
             data = await self._read_data(tx, request, plan, kinds, is_initial=is_initial)
             presence = await self._read_presence(tx, request)
         erased = await self.erased.up_to(self.accounts, overview.erasures_head)
         view = UserView(ignored, read_points(positions), own_evaluator(user_id, overview.push_rules), erased)
         told_rules = is_initial or bool(kinds.get(UserLogKind.PUSH_RULES))
         return AccountView(
-            overview, ignored, rooms, entries, data, plan, view, recount, told_rules, joined, positions, presence
+            overview,
+            ignored,
+            rooms,
+            entries,
+            data,
+            plan,
+            view,
+            recount,
+            told_rules,
+            joined,
+            positions,
+            presence,
+            is_rewound,
         )
 
     async def _read_data(
@@ -363,7 +392,8 @@ class Snapshots:
 
     async def _read_device(self, request: SyncRequest, view: AccountView, body: Json) -> int:
         """Put the device's messages and key counts into the body; the to-device position after it."""
-        after = 0 if request.since is None else request.since.to_device
+        # Messages to the device that its token covers may be others than it was told: none is left out.
+        after = 0 if request.since is None or view.is_rewound else request.since.to_device
         async with self.accounts.reading() as tx:
             messages, counts = await sync_accounts.find_device_news(
                 tx, request.user_id, request.device_id, after, MAX_TO_DEVICE
@@ -388,17 +418,18 @@ class Snapshots:
         positions: dict[int, Point] = {}
         for shard in sections:
             positions |= shard.heads
-        if request.since is not None:
-            for partition, point in request.since.positions.items():
-                # A replica or another shard's clock must never take a client back.
-                if partition in positions and positions[partition] < point:
-                    positions[partition] = point
         since = request.since or SyncToken()
+        ahead = frozenset[int]().union(*(shard.ahead for shard in sections))
+        for partition, point in since.positions.items():
+            # A partition that is just moving must not take a client back; only what is known to be rewound does.
+            if partition in positions and positions[partition] < point and partition not in ahead:
+                positions[partition] = point
+        tokens_ahead.tell(since, view.overview, ahead)
         return SyncToken(
             positions,
-            max(since.user, view.overview.log_head),
+            view.overview.log_head,
             to_device_position,
-            max(since.devices, view.overview.devices_head),
+            view.overview.devices_head,
             self.instance,
             *counts,
         )

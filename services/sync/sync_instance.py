@@ -201,6 +201,8 @@ class SyncInstance:
         if request.since is None or request.since.to_device <= state.confirmed.get(request.device_id, 0):
             return
         position = request.since.to_device
+        if position > state.log_head:
+            return  # this process is behind, or PostgreSQL was restored: then these are others than the device has
         known = state.entries_after(state.confirmed.get(request.device_id, -1))
         if known is None or any(entry.key == request.device_id and entry.position <= position for entry in known):
             async with self._accounts.reading() as tx:

@@ -102,6 +102,13 @@ WHERE p.partition = ANY($6::integer[])
 
 _HEADS = "SELECT partition, incarnation, head FROM rooms.partitions WHERE partition = ANY($1::integer[])"
 
+# A partition that was moved away says nothing of its head here.
+_REWOUND = """
+SELECT p.partition FROM unnest($1::integer[], $2::integer[], $3::bigint[]) AS w (partition, incarnation, position)
+JOIN rooms.partitions p ON p.partition = w.partition AND p.state = 'active'
+WHERE (p.incarnation, p.head) < (w.incarnation, w.position)
+"""
+
 # Constant text is put together here; values are always parameters.
 _TIMELINES = f"""
 SELECT w.room_id, {EVENT_COLUMNS}
@@ -304,6 +311,13 @@ class KnownRoom(NamedTuple):
 async def list_heads(tx: Transaction, partitions: Collection[int]) -> dict[int, Point]:
     """The heads of those of the partitions that lie in this shard."""
     return {row[0]: Point(row[1], row[2]) for row in await tx.fetch(_HEADS, list(partitions))}
+
+
+async def list_rewound(tx: Transaction, points: Mapping[int, Point]) -> frozenset[int]:
+    """The partitions of this shard whose heads are below these points, which somebody was told of."""
+    incarnations = [point.incarnation for point in points.values()]
+    positions = [point.position for point in points.values()]
+    return frozenset(row[0] for row in await tx.fetch(_REWOUND, list(points), incarnations, positions))
 
 
 async def list_sync_rooms(

@@ -6,7 +6,14 @@ import orjson
 import pytest
 
 from matrixcore.identifiers import EventId, RoomId, UserId
-from services.sync.room_plan import PlannedRoom, end_of_stay, is_interrupted, plan_incremental, plan_initial
+from services.sync.room_plan import (
+    PlannedRoom,
+    end_of_stay,
+    is_interrupted,
+    plan_incremental,
+    plan_initial,
+    plan_resync,
+)
 from tessera.records import OrderKey
 from tessera.storage.room_reads.members import MembershipStep
 from tessera.storage.user_log import UserLogKind, UserLogRow
@@ -74,6 +81,16 @@ def test_initial_tells_left_rooms_only_when_asked() -> None:
     assert not plan_initial(rooms, include_leave=False, ignored=frozenset()).left
     assert plan_initial(rooms, include_leave=True, ignored=frozenset()).left
     assert not plan_initial([row("leave", forgotten=True)], include_leave=True, ignored=frozenset()).left
+
+
+def test_after_a_restore_every_room_is_told_as_what_it_is() -> None:
+    joined = plan_resync([row("join")], ignored=frozenset()).entered
+    assert [(one.is_new, one.was_known) for one in joined] == [(True, True)], "limited, as the client may have it"
+    assert len(plan_resync([row("invite")], ignored=frozenset()).invites) == 1
+    assert plan_resync([row("invite")], ignored=frozenset({BOB})).invites == []
+    assert len(plan_resync([row("knock")], ignored=frozenset()).knocks) == 1
+    assert [one.only_own_leave for one in plan_resync([row("leave")], ignored=frozenset()).left] == [True]
+    assert plan_resync([row("leave", forgotten=True)], ignored=frozenset()).left == []
 
 
 def steps(*memberships: tuple[int, str]) -> list[MembershipStep]:
