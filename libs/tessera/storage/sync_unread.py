@@ -40,15 +40,74 @@ class UnreadEvent(NamedTuple):
     pdu: bytes
 
 
-# A mention notifies its user even where the event notifies nobody else; that is told by the event before it.
-_MAIN = """
-SELECT w.room_id, NULL::text,
-       greatest(0, r.notify_count - coalesce(at.notify_count, 0) + coalesce(m.extra, 0)
+# Where the counters of an event stand: of the main timeline on every event, of a thread on the thread's own.
+_MAIN_COLUMNS = {"notify": "notify_count", "highlight": "highlight_all_count"}
+_THREAD_COLUMNS = {"notify": "thread_notify_count", "highlight": "thread_highlight_all_count"}
+
+# The counters just before the event `e`, as {name}.
+_BEFORE = """
+    LEFT JOIN LATERAL (
+        SELECT b.{notify} AS notify, b.{highlight} AS highlight FROM rooms.events b
+        WHERE b.room_id = e.room_id AND b.anchor IS NOT NULL AND b.sub = 0 AND b.anchor < e.anchor {same_thread}
+        ORDER BY b.anchor DESC, b.sub DESC LIMIT 1
+    ) {name} ON {condition}
+"""
+_MAIN_BEFORE = _BEFORE.format(**_MAIN_COLUMNS, same_thread="", name="p", condition="true")
+_SAME_THREAD = "AND b.thread_root = e.thread_root"
+_THREAD_BEFORE = _BEFORE.format(**_THREAD_COLUMNS, same_thread=_SAME_THREAD, name="p", condition="true")
+
+# `now` are the counters as they are, `read` says how far they have been read; {source} names both. A mention notifies
+# its user even where the event notifies nobody else; that is told by the event before it.
+_COUNT = """
+SELECT now.room_id, {thread_root},
+       greatest(0, now.notify_count - coalesce(at.notify, 0) + coalesce(m.extra, 0)
                    - coalesce(gone.notify, 0)::bigint),
-       greatest(0, r.highlight_all_count - coalesce(at.highlight_all_count, 0) + coalesce(m.highlight, 0)
+       greatest(0, now.highlight_all_count - coalesce(at.highlight, 0) + coalesce(m.highlight, 0)
                    - coalesce(gone.highlight, 0)::bigint)
+{source}
+LEFT JOIN LATERAL (
+    SELECT e.{notify} AS notify, e.{highlight} AS highlight FROM rooms.events e
+    WHERE e.room_id = now.room_id AND e.anchor IS NOT NULL AND e.sub = 0 AND e.anchor <= read.anchor {counted}
+    ORDER BY e.anchor DESC, e.sub DESC LIMIT 1
+) at ON true
+LEFT JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE e.{highlight} <= coalesce(p.highlight, 0)) AS highlight,
+           count(*) FILTER (WHERE e.{notify} <= coalesce(p.notify, 0)) AS extra
+    FROM rooms.mentions n
+    JOIN rooms.events e ON e.room_id = n.room_id AND e.event_id = n.event_id AND e.redacted_by IS NULL
+    {before}
+    WHERE n.room_id = now.room_id AND n.user_id = $3 AND n.anchor > read.anchor AND n.thread_root = {mentioned_in}
+) m ON true
+LEFT JOIN LATERAL (
+    SELECT sum(e.{notify} - coalesce(p.notify, 0)) AS notify,
+           sum(e.{highlight} - coalesce(p.highlight, 0)) AS highlight
+    FROM (
+        SELECT * FROM rooms.events e
+        WHERE e.room_id = now.room_id AND e.redacted_by IS NOT NULL AND e.anchor > read.anchor AND e.sub = 0
+          AND e.thread_root {redacted_in}
+        ORDER BY e.anchor DESC LIMIT $4
+    ) e
+    {before}
+) gone ON now.notify_count > coalesce(at.notify, 0)
+"""
+
+# Nothing from before the own membership counts, whatever was read.
+_READ_AT_LEAST = """
+FROM unnest($1::text[], $2::bigint[]) AS w (room_id, read_anchor)
+CROSS JOIN LATERAL (
+    SELECT greatest(w.read_anchor, (
+        SELECT s.anchor FROM rooms.current_state s
+        WHERE s.room_id = w.room_id AND s.type = 'm.room.member' AND s.state_key = $3
+    ), 0) AS anchor
+) base
+"""
+
+_MAIN = _COUNT.format(
+    **_MAIN_COLUMNS,
+    thread_root="NULL::text",
+    source="""
 FROM unnest($1::text[], $9::bigint[]) AS w (room_id, read_anchor)
-JOIN rooms.rooms r ON r.room_id = w.room_id
+JOIN rooms.rooms now ON now.room_id = w.room_id
 CROSS JOIN LATERAL (
     SELECT greatest(w.read_anchor, (
         SELECT e.anchor FROM rooms.events e
@@ -59,133 +118,56 @@ CROSS JOIN LATERAL (
         WHERE s.room_id = w.room_id AND s.type = 'm.room.member' AND s.state_key = $3
     ), 0) AS anchor
 ) read
-LEFT JOIN LATERAL (
-    SELECT e.notify_count, e.highlight_all_count FROM rooms.events e
-    WHERE e.room_id = w.room_id AND e.anchor IS NOT NULL AND e.sub = 0 AND e.anchor <= read.anchor
-    ORDER BY e.anchor DESC, e.sub DESC LIMIT 1
-) at ON true
-LEFT JOIN LATERAL (
-    SELECT count(*) FILTER (WHERE e.highlight_all_count <= coalesce(p.highlight_all_count, 0)) AS highlight,
-           count(*) FILTER (WHERE e.notify_count <= coalesce(p.notify_count, 0)) AS extra
-    FROM rooms.mentions n
-    JOIN rooms.events e ON e.room_id = n.room_id AND e.event_id = n.event_id AND e.redacted_by IS NULL
-    LEFT JOIN LATERAL (
-        SELECT b.notify_count, b.highlight_all_count FROM rooms.events b
-        WHERE b.room_id = e.room_id AND b.anchor IS NOT NULL AND b.sub = 0 AND b.anchor < e.anchor
-        ORDER BY b.anchor DESC, b.sub DESC LIMIT 1
-    ) p ON true
-    WHERE n.room_id = w.room_id AND n.user_id = $3 AND n.anchor > read.anchor AND n.thread_root = ''
-) m ON true
-LEFT JOIN LATERAL (
-    SELECT sum(e.notify_count - coalesce(p.notify_count, 0)) AS notify,
-           sum(e.highlight_all_count - coalesce(p.highlight_all_count, 0)) AS highlight
-    FROM (
-        SELECT e.room_id, e.anchor, e.notify_count, e.highlight_all_count FROM rooms.events e
-        WHERE e.room_id = w.room_id AND e.redacted_by IS NOT NULL AND e.anchor > read.anchor AND e.sub = 0
-          AND e.thread_root IS NULL
-        ORDER BY e.anchor DESC LIMIT $4
-    ) e
-    LEFT JOIN LATERAL (
-        SELECT b.notify_count, b.highlight_all_count FROM rooms.events b
-        WHERE b.room_id = e.room_id AND b.anchor IS NOT NULL AND b.sub = 0 AND b.anchor < e.anchor
-        ORDER BY b.anchor DESC, b.sub DESC LIMIT 1
-    ) p ON true
-) gone ON r.notify_count > coalesce(at.notify_count, 0)
-"""
+""",
+    counted="",
+    before=_MAIN_BEFORE,
+    mentioned_in="''",
+    redacted_in="IS NULL",
+)
 
-_THREADS = """
-SELECT w.room_id, t.thread_root,
-       greatest(0, t.notify_count - coalesce(at.notify, 0) + coalesce(m.extra, 0) - coalesce(gone.notify, 0)::bigint),
-       greatest(0, t.highlight_all_count - coalesce(at.highlight, 0) + coalesce(m.highlight, 0)
-                   - coalesce(gone.highlight, 0)::bigint)
-FROM unnest($1::text[], $2::bigint[]) AS w (room_id, read_anchor)
-CROSS JOIN LATERAL (
-    SELECT greatest(w.read_anchor, (
-        SELECT s.anchor FROM rooms.current_state s
-        WHERE s.room_id = w.room_id AND s.type = 'm.room.member' AND s.state_key = $3
-    ), 0) AS anchor
-) base
+_THREADS = _COUNT.format(
+    **_THREAD_COLUMNS,
+    thread_root="now.thread_root",
+    source=_READ_AT_LEAST
+    + """
 CROSS JOIN LATERAL (
     SELECT * FROM rooms.threads t WHERE t.room_id = w.room_id AND t.latest_anchor > base.anchor
     ORDER BY t.latest_anchor DESC LIMIT $8
-) t
+) now
 LEFT JOIN unnest($5::text[], $6::text[], $7::bigint[]) AS own (room_id, thread_root, read_anchor)
-    ON own.room_id = t.room_id AND own.thread_root = t.thread_root
+    ON own.room_id = now.room_id AND own.thread_root = now.thread_root
 CROSS JOIN LATERAL (
     SELECT greatest(base.anchor, own.read_anchor, (
         SELECT e.anchor FROM rooms.events e
-        WHERE e.room_id = t.room_id AND e.thread_root = t.thread_root AND e.sender = $3 AND e.anchor IS NOT NULL
+        WHERE e.room_id = now.room_id AND e.thread_root = now.thread_root AND e.sender = $3 AND e.anchor IS NOT NULL
         ORDER BY e.anchor DESC, e.sub DESC LIMIT 1
     )) AS anchor
 ) read
-LEFT JOIN LATERAL (
-    SELECT e.thread_notify_count AS notify, e.thread_highlight_all_count AS highlight FROM rooms.events e
-    WHERE e.room_id = t.room_id AND e.thread_root = t.thread_root AND e.sub = 0 AND e.anchor <= read.anchor
-    ORDER BY e.anchor DESC, e.sub DESC LIMIT 1
-) at ON true
-LEFT JOIN LATERAL (
-    SELECT count(*) FILTER (WHERE e.thread_highlight_all_count <= coalesce(p.highlight, 0)) AS highlight,
-           count(*) FILTER (WHERE e.thread_notify_count <= coalesce(p.notify, 0)) AS extra
-    FROM rooms.mentions n
-    JOIN rooms.events e ON e.room_id = n.room_id AND e.event_id = n.event_id AND e.redacted_by IS NULL
-    LEFT JOIN LATERAL (
-        SELECT b.thread_notify_count AS notify, b.thread_highlight_all_count AS highlight FROM rooms.events b
-        WHERE b.room_id = e.room_id AND b.thread_root = e.thread_root AND b.sub = 0 AND b.anchor < e.anchor
-        ORDER BY b.anchor DESC, b.sub DESC LIMIT 1
-    ) p ON true
-    WHERE n.room_id = t.room_id AND n.user_id = $3 AND n.anchor > read.anchor AND n.thread_root = t.thread_root
-) m ON true
-LEFT JOIN LATERAL (
-    SELECT sum(e.thread_notify_count - coalesce(p.notify, 0)) AS notify,
-           sum(e.thread_highlight_all_count - coalesce(p.highlight, 0)) AS highlight
-    FROM (
-        SELECT e.room_id, e.anchor, e.thread_root, e.thread_notify_count, e.thread_highlight_all_count
-        FROM rooms.events e
-        WHERE e.room_id = t.room_id AND e.redacted_by IS NOT NULL AND e.anchor > read.anchor AND e.sub = 0
-          AND e.thread_root = t.thread_root
-        ORDER BY e.anchor DESC LIMIT $4
-    ) e
-    LEFT JOIN LATERAL (
-        SELECT b.thread_notify_count AS notify, b.thread_highlight_all_count AS highlight FROM rooms.events b
-        WHERE b.room_id = e.room_id AND b.thread_root = e.thread_root AND b.sub = 0 AND b.anchor < e.anchor
-        ORDER BY b.anchor DESC, b.sub DESC LIMIT 1
-    ) p ON true
-) gone ON t.notify_count > coalesce(at.notify, 0)
-WHERE t.latest_anchor > read.anchor
-"""
+""",  # noqa: S608
+    counted="AND e.thread_root = now.thread_root",
+    before=_THREAD_BEFORE,
+    mentioned_in="now.thread_root",
+    redacted_in="= now.thread_root",
+)
 
-_COUNTS = f"{_MAIN} UNION ALL {_THREADS}"
+_COUNTS = f"{_MAIN} UNION ALL {_THREADS} WHERE now.latest_anchor > read.anchor"
 
-_EVENTS = """
+_EVENTS = f"""
 SELECT w.room_id, e.event_id, e.anchor, e.sender, e.thread_root, e.joined_count,
-       (e.highlight_all_count > coalesce(p.highlight_all_count, 0)
-        OR e.thread_root IS NOT NULL AND e.thread_highlight_all_count > coalesce(pt.thread_highlight_all_count, 0)),
+       (e.highlight_all_count > coalesce(p.highlight, 0)
+        OR e.thread_root IS NOT NULL AND e.thread_highlight_all_count > coalesce(pt.highlight, 0)),
        e.redacted_by IS NOT NULL, e.pdu
-FROM unnest($1::text[], $2::bigint[]) AS w (room_id, read_anchor)
-CROSS JOIN LATERAL (
-    SELECT greatest(w.read_anchor, (
-        SELECT s.anchor FROM rooms.current_state s
-        WHERE s.room_id = w.room_id AND s.type = 'm.room.member' AND s.state_key = $3
-    ), 0) AS anchor
-) base
+{_READ_AT_LEAST}
 CROSS JOIN LATERAL (
     SELECT * FROM rooms.events e
     WHERE e.room_id = w.room_id AND e.anchor IS NOT NULL AND e.anchor > base.anchor
     ORDER BY e.anchor DESC, e.sub DESC LIMIT $4
 ) e
-LEFT JOIN LATERAL (
-    SELECT b.highlight_all_count FROM rooms.events b
-    WHERE b.room_id = e.room_id AND b.anchor IS NOT NULL AND b.sub = 0 AND b.anchor < e.anchor
-    ORDER BY b.anchor DESC, b.sub DESC LIMIT 1
-) p ON true
-LEFT JOIN LATERAL (
-    SELECT b.thread_highlight_all_count FROM rooms.events b
-    WHERE b.room_id = e.room_id AND b.thread_root = e.thread_root AND b.sub = 0 AND b.anchor < e.anchor
-    ORDER BY b.anchor DESC, b.sub DESC LIMIT 1
-) pt ON e.thread_root IS NOT NULL
+{_MAIN_BEFORE}
+{_BEFORE.format(**_THREAD_COLUMNS, same_thread=_SAME_THREAD, name="pt", condition="e.thread_root IS NOT NULL")}
 WHERE e.sub = 0
 ORDER BY w.room_id, e.anchor
-"""
+"""  # noqa: S608
 
 
 async def count(
