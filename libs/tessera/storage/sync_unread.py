@@ -125,11 +125,7 @@ CROSS JOIN LATERAL (
     redacted_in="IS NULL",
 )
 
-_THREADS = _COUNT.format(
-    **_THREAD_COLUMNS,
-    thread_root="now.thread_root",
-    source=_READ_AT_LEAST
-    + """
+_UNREAD_THREADS = f"""{_READ_AT_LEAST}
 CROSS JOIN LATERAL (
     SELECT * FROM rooms.threads t WHERE t.room_id = w.room_id AND t.latest_anchor > base.anchor
     ORDER BY t.latest_anchor DESC LIMIT $8
@@ -143,7 +139,12 @@ CROSS JOIN LATERAL (
         ORDER BY e.anchor DESC, e.sub DESC LIMIT 1
     )) AS anchor
 ) read
-""",  # noqa: S608
+"""  # noqa: S608
+
+_THREADS = _COUNT.format(
+    **_THREAD_COLUMNS,
+    thread_root="now.thread_root",
+    source=_UNREAD_THREADS,
     counted="AND e.thread_root = now.thread_root",
     before=_THREAD_BEFORE,
     mentioned_in="now.thread_root",
