@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import gc
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from starlette.routing import BaseRoute
 from services.listening import Closing, HttpServers, bind, close, urls_of
 from tessera.clock import Clock
 from tessera.config import Listener, Settings
+from tessera.garbage_collector import settle_garbage_collector
 from tessera.http.app import MatrixApp, create_app
 from tessera.ids import IdSource
 from tessera.placement_following import PlacementFollower
@@ -184,7 +184,7 @@ async def answer_requests(
     servers = HttpServers(settings)
     for listener, bound in zip(listeners, sockets, strict=True):
         await servers.start(hosted.closing.around(make_app(hosted, listener)), listener, bound)
-    _settle_garbage_collector()
+    settle_garbage_collector()
     ready([url for listener, bound in zip(listeners, sockets, strict=True) for url in urls_of(listener, bound)])
     await signals.wait()
     log.info("draining")
@@ -196,10 +196,3 @@ async def answer_requests(
     except TimeoutError:
         log.warning("not drained in time")
     await servers.stop()
-
-
-def _settle_garbage_collector() -> None:
-    """What start-up made stays for ever: never look at it again, and look at the rest less often."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 50, 100)
