@@ -11,7 +11,7 @@ DEVELOPMENT := .venv/.development-stamp
 JS := tests/interop/js/node_modules/.package-lock.json
 PYTEST := $(BIN)/pytest
 
-.PHONY: run test check test-unit test-integration test-interop simulation chaos chaos-short bench lock clean
+.PHONY: run test check test-unit test-integration test-interop simulation chaos chaos-short rolling bench lock clean
 
 run: $(RUNTIME)
 	@test -e $(DATA)/homeserver.yaml || $(BIN)/tessera generate-config --server-name $(SERVER_NAME) --data $(DATA) --port $(PORT)
@@ -47,6 +47,11 @@ chaos-short: $(DEVELOPMENT)
 chaos: $(DEVELOPMENT)
 	$(BIN)/python -m tests.chaos.kill_under_load --runs 50
 	$(BIN)/python -m tests.chaos.cluster_chaos --faults 100
+
+# Every service of a cluster replaced under load: by this commit's code, then by the one before again.
+OLD ?= HEAD~1
+rolling: $(DEVELOPMENT)
+	$(BIN)/python -m tests.chaos.rolling_restart --old $(OLD)
 
 bench: $(DEVELOPMENT)
 	$(BIN)/python -m bench.writer_floor
