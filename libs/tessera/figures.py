@@ -1,7 +1,7 @@
 """Prometheus figures for hot paths: plain numbers, put into Prometheus's form only when somebody asks.
 
-prometheus-client's own counters and histograms take a lock and several calls for each change, 0.7 and 2.4 µs; these take
-a seventh. They are for one thread, that of the event loop.
+prometheus-client's own counters and histograms take a lock and several calls for each change, 0.7 and 2.4 µs; these
+take a seventh. They are for one thread, that of the event loop.
 """
 
 from bisect import bisect_left
