@@ -186,8 +186,20 @@ async def running_machine(folder: Path) -> AsyncIterator[Machine]:
         await postgres.stop()
 
 
-async def run(machine: Machine, *, faults: int, seed: int, load: Load, report: Callable[[str], None] = print) -> Report:
-    """Harm the machine so many times; raises AssertionError at whatever is lost, doubled or out of order."""
+async def run(
+    machine: Machine,
+    *,
+    faults: int,
+    seed: int,
+    load: Load,
+    report: Callable[[str], None] = print,
+    only: Sequence[str] = (),
+) -> Report:
+    """Harm the machine so many times; raises AssertionError at whatever is lost, doubled or out of order.
+
+    Args:
+        only: the kinds of faults; all if there are none.
+    """
     chance = random.Random(seed)
     result = Report()
     await _execute(machine, TRACING)
@@ -203,7 +215,7 @@ async def run(machine: Machine, *, faults: int, seed: int, load: Load, report: C
         sending = Sending(sender, list(rooms), result, load)
         work = asyncio.create_task(sending.run())
         try:
-            await _harm(machine, faults, chance, load, sending, report)
+            await _harm(machine, faults, chance, load, sending, report, only)
             await machine.settle()
             sending.stopping = True
             await work
@@ -227,8 +239,9 @@ async def _harm(
     load: Load,
     sending: "Sending",
     report: Callable[[str], None],
+    only: Sequence[str],
 ) -> None:
-    known = machine.faults()
+    known = {name: harm for name, harm in machine.faults().items() if not only or name in only}
     order: list[str] = []
     while len(order) < count:  # each kind as often as the others
         order += chance.sample(sorted(known), len(known))
@@ -306,11 +319,12 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", action="append", default=[], help='a kind of fault, as "rooms killed"; repeatable')
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tc-") as folder:
         async with running_machine(Path(folder)) as machine:
             print(f"on {machine.broker.description}")
-            result = await run(machine, faults=arguments.faults, seed=arguments.seed, load=Load())
+            result = await run(machine, faults=arguments.faults, seed=arguments.seed, load=Load(), only=arguments.only)
     print("\n".join(result.lines()))
 
 
