@@ -107,12 +107,8 @@ class PartitionFeed:
         return bool(self._in_doubt)
 
     async def list_behind(self) -> list[int]:
-        """The partitions in which PostgreSQL is ahead of what came over the channels.
-
-        Raises:
-            DatabaseUnavailable
-        """
-        heads = await self._read_heads(self.heads.keys())
+        """The partitions in which PostgreSQL is ahead of what came over the channels; a shard that is away has none."""
+        heads = await self._read_known_heads(self.heads.keys())
         return [partition for partition, head in heads.items() if head > self.heads[partition]]
 
     def mend(self, partitions: Iterable[int]) -> None:
@@ -127,7 +123,10 @@ class PartitionFeed:
             self._hole_found.clear()
             holes, self._holes = self._holes, set()
             try:
-                await self.repair(holes)
+                away = await self.repair(holes)
+                if away:
+                    await self._clock.sleep(RETRY_SECONDS)
+                    self.mend(away)
             except Exception as error:  # the holes stay until they are mended, whatever it was
                 known = isinstance(error, DatabaseUnavailable)
                 log.warning("missed records are not readable now", partitions=len(holes), exc_info=not known)
@@ -135,9 +134,14 @@ class PartitionFeed:
                 self._hole_found.set()
                 await self._clock.sleep(RETRY_SECONDS)
 
-    async def repair(self, partitions: Collection[int]) -> None:
-        """Bring these partitions up to PostgreSQL's heads."""
-        for partition, head in (await self._read_heads(partitions)).items():
+    async def repair(self, partitions: Collection[int]) -> set[int]:
+        """Bring these partitions up to PostgreSQL's heads; those of shards that are away stay as they are.
+
+        Returns:
+            The partitions that could not be looked at.
+        """
+        heads = await self._read_known_heads(partitions)
+        for partition, head in heads.items():
             known = self.heads.get(partition)
             if known is None or head <= known:
                 self._in_doubt.discard(partition)
@@ -152,6 +156,7 @@ class PartitionFeed:
             if self.heads[partition].incarnation == head.incarnation:
                 self._advance(partition, head.incarnation, head.position, records)
             self._in_doubt.discard(partition)
+        return set(partitions) - heads.keys()
 
     def _advance(self, partition: int, incarnation: int, last: int, records: Iterable[LogRecord]) -> None:
         known = self.heads[partition].position
@@ -176,12 +181,39 @@ class PartitionFeed:
         self._hole_found.set()
 
     async def _read_heads(self, partitions: Collection[int]) -> dict[int, Point]:
+        """The heads of all these partitions. Raises DatabaseUnavailable."""
+        heads: dict[int, Point] = {}
+        for shard, group in self._by_shard(partitions).items():  # one query a shard
+            heads |= await self._read_shard(shard, group)
+        return heads
+
+    async def _read_known_heads(self, partitions: Collection[int]) -> dict[int, Point]:
+        """The heads in those shards that answer: one that is away holds up no other."""
+        try:
+            groups = self._by_shard(partitions)
+        except DatabaseUnavailable:
+            return {}
+        answers = await asyncio.gather(
+            *(self._read_shard(shard, group) for shard, group in groups.items()), return_exceptions=True
+        )
+        heads: dict[int, Point] = {}
+        for shard, answer in zip(groups, answers, strict=True):
+            if not isinstance(answer, BaseException):
+                heads |= answer
+                continue
+            if not isinstance(answer, DatabaseUnavailable | OSError | TimeoutError):
+                raise answer
+            log.warning("heads are not readable now", shard=shard)
+        return heads
+
+    def _by_shard(self, partitions: Collection[int]) -> dict[str, list[int]]:
         groups: dict[str, list[int]] = {}
         for partition in partitions:
             groups.setdefault(self._shards.shard_of(partition), []).append(partition)
-        heads: dict[int, Point] = {}
-        for shard, group in groups.items():  # one query a shard
-            async with self._shards.databases[shard].reading() as tx:
-                heads |= await list_heads(tx, group)
+        return groups
+
+    async def _read_shard(self, shard: str, partitions: Collection[int]) -> dict[int, Point]:
+        async with self._shards.databases[shard].reading() as tx:
+            heads = await list_heads(tx, partitions)
         # A partition that nobody has written to yet may have no row.
         return {partition: heads.get(partition, Point(1, 0)) for partition in partitions}

@@ -99,6 +99,7 @@ class ShardSections:
         entered: rooms whose members are new to the reader.
         seen: the lazy-loading memory with what these sections send.
         ahead: partitions in which the client's token says more than PostgreSQL.
+        is_away: the shard does not answer, and nothing is said of it.
     """
 
     heads: dict[int, Point]
@@ -109,6 +110,7 @@ class ShardSections:
     seen: Seen
     unread: dict[RoomId, RoomUnread] = field(default_factory=dict)
     ahead: frozenset[int] = frozenset()
+    is_away: bool = False
 
 
 class ShardReader:

@@ -16,6 +16,7 @@ import orjson
 
 from matrixcore.identifiers import InvalidIdentifier, RoomId, UserId, parse_user_id
 from services.sync import tokens_ahead
+from services.sync.away import standing_still
 from services.sync.ephemeral import PresenceBoard, TypingBoard
 from services.sync.erased_users import ErasedUsers
 from services.sync.lazy_members import LazyMemory, Seen
@@ -45,7 +46,7 @@ from tessera.clock import Clock
 from tessera.records import OrderKey
 from tessera.storage import account_data, sync_accounts, sync_reads, user_log
 from tessera.storage.account_data import AccountData
-from tessera.storage.database import Database
+from tessera.storage.database import Database, DatabaseUnavailable
 from tessera.storage.read_positions import ReadPosition
 from tessera.storage.room_reads.events import EventRow
 from tessera.storage.room_reads.state import list_state_keys
@@ -148,6 +149,8 @@ class Snapshots:
         is_empty = not has_keys and not body.keys() - _ALWAYS
         unread = {room_id: one for shard in sections for room_id, one in shard.unread.items()}
         token = self._token(request, view, sections, to_device_position, counts)
+        if request.since is not None and any(shard.is_away for shard in sections):
+            token = token._replace(devices=request.since.devices)  # who shares a room with whom is not known
         return SyncAnswer(body, token, is_empty, seen, unread)
 
     async def _read_account(self, request: SyncRequest) -> AccountView:
@@ -252,9 +255,15 @@ class Snapshots:
         async def read(shard: str) -> ShardSections:
             planned = groups.get(shard, [])
             wanted = partitions.get(shard, set()) | {one.room.partition for one in planned}
-            async with self.shards.databases[shard].snapshot() as tx:
-                reader = ShardReader(tx, request, view.view, self.clock.now_ms(), seen, view.recount)
-                return await reader.read(planned, wanted)
+            try:
+                async with self.shards.databases[shard].snapshot() as tx:
+                    reader = ShardReader(tx, request, view.view, self.clock.now_ms(), seen, view.recount)
+                    return await reader.read(planned, wanted)
+            except (DatabaseUnavailable, OSError, TimeoutError):
+                still = standing_still(request, planned, wanted, view.recount, seen)
+                if still is None or view.is_rewound:
+                    raise
+                return still
 
         found = await asyncio.gather(*(read(shard) for shard in sorted(groups.keys() | partitions.keys())))
         if len(found) > 1:  # the memories of several shards concern different rooms
@@ -329,6 +338,8 @@ class Snapshots:
             return set(), set()
         came = set().union(*(shard.came for shard in sections)) if sections else set()
         went = set().union(*(shard.went for shard in sections)) if sections else set()
+        if any(shard.is_away for shard in sections):
+            return came - {request.user_id}, set()
         return await self.find_device_lists(
             request.user_id, request.since.devices, view.overview.devices_head, view.joined, came, went
         )
