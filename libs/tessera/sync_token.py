@@ -13,8 +13,8 @@ import binascii
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 VERSION_PREFIX = "s1"
@@ -40,8 +40,7 @@ class Point(NamedTuple):
     position: int
 
 
-@dataclass(frozen=True, slots=True)
-class SyncToken:
+class SyncToken(NamedTuple):
     """What a client has seen.
 
     Attributes:
@@ -52,7 +51,7 @@ class SyncToken:
         instance: which process counted `typing` and `presence`; to any other they mean nothing.
     """
 
-    positions: Mapping[int, Point] = field(default_factory=dict)
+    positions: Mapping[int, Point] = MappingProxyType({})
     user: int = 0
     to_device: int = 0
     devices: int = 0

@@ -67,6 +67,23 @@ class LiveAnswers:
         self._heads = heads
         self._devices = devices_head
 
+    def is_quiet(self, state: UserState, since: SyncToken) -> bool:
+        """Whether nothing at all has happened since a token: then there is no answer to look for.
+
+        False says nothing; it is so as soon as a partition of the user's has moved.
+        """
+        if (
+            since.instance != self._snapshots.instance
+            or since.user != state.log_head
+            or since.to_device < state.log_head
+            or since.devices < self._devices.head
+            or since.typing != self._snapshots.typing.count
+            or since.presence != self._snapshots.presence.count
+        ):
+            return False
+        positions, heads = since.positions, self._heads
+        return all(positions.get(partition) == heads[partition] for partition in state.partitions)
+
     async def compose(
         self, state: UserState, request: SyncRequest, changed: Iterable[RoomTail] | None
     ) -> SyncAnswer | None:

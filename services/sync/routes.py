@@ -1,7 +1,7 @@
 """GET /sync and GET /keys/changes as plain routes. Spec: C-S API §Syncing, §End-to-end encryption."""
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,15 +21,23 @@ from services.sync.sync_request import (
     parse_since,
     parse_timeout,
     read_query,
+    split_since,
 )
 from tessera.http.authentication import Requester, authenticate
+from tessera.http.deadlines import deadline
 from tessera.http.errors import InvalidParam, MissingParam
+from tessera.http.exchange import EXCHANGE, Exchange
 from tessera.http.replies import json_bytes_reply, json_reply
 from tessera.storage import filters
 from tessera.storage.database import Database
 
 CLIENT_PREFIXES = ("/_matrix/client/v3", "/_matrix/client/r0")
 MAX_FILTERS = 5_000
+MAX_SHAPES = 5_000
+MAX_SHAPE_LENGTH = 2_000  # bytes of a query that is remembered
+
+Shape = tuple[Filter, int, bool, bool, str]
+"""What a client's requests have in common: the fields of a `SyncRequest` behind `since_text`."""
 
 Authenticate = Callable[[Request], Awaitable[Requester]]
 ForgetDevice = Callable[[UserId, str], None]
@@ -83,6 +91,7 @@ class SyncRoutes:
         self._accounts = accounts
         self._presence = presence
         self._filters = FilterCache(accounts)
+        self._shapes: OrderedDict[tuple[UserId, bytes], Shape] = OrderedDict()  # by the query without `since`
         self._forget_device = forget_device
 
     @property
@@ -93,8 +102,12 @@ class SyncRoutes:
             Route(prefix + path, handler, methods=["GET"]) for path, handler in handlers for prefix in CLIENT_PREFIXES
         ]
 
+    @deadline(None)
     async def sync(self, request: Request) -> Response:
-        """What is new to the client."""
+        """What is new to the client. Its only long wait is the one that the client asks for, which is bounded."""
+        exchange: Exchange | None = request.scope.get(EXCHANGE)
+        if exchange is not None:
+            exchange.ends_with_client = True
         requester = await authenticate(request)
         asked = await self._parse(request, requester)
         await self._presence.note(requester.user_id, asked.set_presence)
@@ -118,14 +131,23 @@ class SyncRoutes:
         return json_reply({"changed": sorted(changed), "left": sorted(left)})
 
     async def _parse(self, request: Request, requester: Requester) -> SyncRequest:
-        query = read_query(request.scope["query_string"])
-        since_text = query.get("since") or ""
-        return SyncRequest(
-            requester.user_id,
-            requester.device_id,
-            parse_since(since_text),
-            since_text,
-            await self._filters.find(requester.user_id, query.get("filter")),
+        query_string: bytes = request.scope["query_string"]
+        user_id = requester.user_id
+        rest, since = split_since(query_string)
+        if since is not None and (shape := self._shapes.get((user_id, rest))) is not None:
+            return SyncRequest(user_id, requester.device_id, parse_since(since), since, *shape)
+        query = read_query(query_string)
+        shape = await self._read_shape(user_id, query)
+        if (query.get("since") or "") == since and len(rest) <= MAX_SHAPE_LENGTH and b"access_token" not in rest:
+            self._shapes[user_id, rest] = shape
+            if len(self._shapes) > MAX_SHAPES:
+                self._shapes.popitem(last=False)
+        since = query.get("since") or ""
+        return SyncRequest(user_id, requester.device_id, parse_since(since), since, *shape)
+
+    async def _read_shape(self, user_id: UserId, query: Mapping[str, str]) -> Shape:
+        return (
+            await self._filters.find(user_id, query.get("filter")),
             parse_timeout(query),
             parse_flag(query, "full_state"),
             parse_flag(query, "use_state_after"),

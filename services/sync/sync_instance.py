@@ -8,7 +8,7 @@ Spec: C-S API §Syncing; DESIGN.md section 5.
 
 import asyncio
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 
@@ -19,10 +19,11 @@ from services.sync.ephemeral import PresenceBoard, TypingBoard
 from services.sync.lazy_members import LazyMemory
 from services.sync.live_answers import DevicesHead, LiveAnswers
 from services.sync.partition_feed import PartitionFeed
+from services.sync.polls import Poll, PollTimers
 from services.sync.room_tails import RoomTail, RoomTails, wake
 from services.sync.snapshot import Snapshots, SyncAnswer
 from services.sync.sync_request import SyncRequest
-from services.sync.user_states import MAX_POLLS_PER_USER, Poll, UserState, UserStates
+from services.sync.user_states import MAX_POLLS_PER_USER, UserState, UserStates
 from tessera.clock import Clock
 from tessera.fanout import DeviceWake, Fanout, PresenceChange, Subscriber, Subscription, TypingChange
 from tessera.http.errors import LimitExceeded
@@ -90,6 +91,7 @@ class SyncInstance:
         self._news = _News({})
         self._has_news = asyncio.Event()
         self._parked = 0
+        self._timers = PollTimers()
         self._is_stopping = False
         self._logs_in_doubt = False
         self._was_reset = asyncio.Event()
@@ -141,7 +143,7 @@ class SyncInstance:
         await self._confirm_messages(state, request)
         if len(state.polls) >= MAX_POLLS_PER_USER or self._parked >= MAX_PARKED:
             raise LimitExceeded(2_000)
-        poll = Poll(request.device_id)
+        poll = Poll(request.device_id, self._timers)
         state.polls.add(poll)
         self._parked += 1
         try:
@@ -153,25 +155,49 @@ class SyncInstance:
     async def _answer(self, state: UserState, poll: Poll, request: SyncRequest) -> bytes:
         deadline = self._clock.monotonic() + request.timeout_ms / 1000
         changed: Collection[RoomTail] | None = None
+        is_over = False
+        if self._is_quiet(state, request):
+            is_over = not await self._park(poll, request.timeout_ms / 1000)
+            changed = poll.tails
         while True:
             poll.is_woken = False
             poll.tails = set()
             answer = await self._compose(state, request, changed)
             remaining = deadline - self._clock.monotonic()
-            is_due = remaining <= 0 or self._is_stopping
+            is_due = is_over or remaining <= 0 or self._is_stopping
             if not answer.is_empty or request.since is None or request.full_state or is_due:
                 encoded = answer.encode(self.memory, request)
                 if changed and request.since is not None and not answer.is_empty:
                     self._deliveries.note(changed, request.since)
                 return encoded
             # What was found to be nothing need not be looked at again.
-            request = replace(request, since=answer.token)
-            is_woken = await poll.wait(remaining)
-            if poll.ended:
-                raise SessionEnded
-            if not is_woken:
-                return answer.encode(self.memory, request)
+            request = request._replace(since=answer.token)
+            is_over = not await self._park(poll, remaining)
             changed = poll.tails
+
+    def _is_quiet(self, state: UserState, request: SyncRequest) -> bool:
+        """Whether a request can wait without a look at its rooms: most do, coming back for more."""
+        return (
+            request.since is not None
+            and request.timeout_ms > 0
+            and not request.full_state
+            and not self._is_stopping
+            and state.heard_head <= state.log_head
+            and not self._logs_in_doubt
+            and not self.feed.is_in_doubt
+            and self._live.is_quiet(state, request.since)
+        )
+
+    async def _park(self, poll: Poll, seconds: float) -> bool:
+        """Wait for news, and whether there are any.
+
+        Raises:
+            SessionEnded
+        """
+        is_woken = await poll.wait(seconds)
+        if poll.ended:
+            raise SessionEnded
+        return is_woken
 
     async def _compose(
         self, state: UserState, request: SyncRequest, changed: Collection[RoomTail] | None

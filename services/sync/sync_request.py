@@ -1,8 +1,8 @@
 """What a client asks of GET /sync. Spec: C-S API §Syncing."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import unquote_plus
 
 import orjson
@@ -21,8 +21,7 @@ PRESENCE_STATES = ("online", "offline", "unavailable")
 NO_FILTER = Filter()
 
 
-@dataclass(frozen=True, slots=True)
-class SyncRequest:
+class SyncRequest(NamedTuple):
     """A request for what is new to one device.
 
     Attributes:
@@ -44,6 +43,20 @@ class SyncRequest:
     def timeline_limit(self) -> int:
         """How many events of a room are sent at most."""
         return self.filter.room.timeline.limit_or(DEFAULT_TIMELINE_LIMIT)
+
+
+def split_since(query_string: bytes) -> tuple[bytes, str | None]:
+    """A query without its `since`, and that; a client's requests differ in nothing else.
+
+    None if it is not plain what `since` is.
+    """
+    before, name, after = query_string.partition(b"since=")
+    if not name:
+        return query_string, ""
+    value, _, rest = after.partition(b"&")
+    if (before and not before.endswith(b"&")) or b"%" in value or b"+" in value or b"since" in rest:
+        return query_string, None
+    return before + rest, value.decode("ascii", errors="replace")
 
 
 def read_query(query_string: bytes) -> dict[str, str]:

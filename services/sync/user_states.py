@@ -19,6 +19,7 @@ from matrixcore.push_evaluation import PushEvaluator, compile_ruleset
 from matrixcore.push_rules import from_stored_form, merged_ruleset
 from services.sync import metrics
 from services.sync.partition_feed import PartitionFeed
+from services.sync.polls import Poll
 from services.sync.room_tails import RoomTail, RoomTails
 from services.sync.snapshot import parse_ignored
 from tessera.clock import Clock
@@ -41,56 +42,6 @@ MAX_POLLS_PER_USER = 100
 RETRY_SECONDS = 1.0
 
 _SETTINGS = frozenset((UserLogKind.PUSH_RULES, UserLogKind.IGNORED_USERS))
-
-
-class Poll:
-    """A request that waits. `ended`: its session may be over; ask who it is again."""
-
-    __slots__ = ("_future", "device_id", "ended", "is_woken", "tails")
-
-    def __init__(self, device_id: str) -> None:
-        self.device_id = device_id
-        self.ended = False
-        self.is_woken = False
-        self.tails: set[RoomTail] = set()
-        self._future: asyncio.Future[None] | None = None
-
-    @property
-    def is_parked(self) -> bool:
-        """Whether it waits at this moment."""
-        return self._future is not None
-
-    def wake(self) -> None:
-        """Something happened that may concern it."""
-        self.is_woken = True
-        if self._future is not None and not self._future.done():
-            metrics.WAKES.inc()
-            self._future.set_result(None)
-
-    def wake_for(self, tail: RoomTail) -> None:
-        """Something happened in a room."""
-        self.tails.add(tail)
-        self.wake()
-
-    async def wait(self, seconds: float) -> bool:
-        """Wait to be woken, at most so long; False if nobody did."""
-        if self.is_woken or seconds <= 0:
-            return self.is_woken
-        loop = asyncio.get_running_loop()
-        self._future = loop.create_future()
-        timer = loop.call_later(seconds, self._expire)
-        metrics.PARKED.inc()
-        try:
-            await self._future
-        finally:
-            metrics.PARKED.dec()
-            timer.cancel()
-            self._future = None
-        return self.is_woken
-
-    def _expire(self) -> None:
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
 
 
 @dataclass(slots=True, eq=False)

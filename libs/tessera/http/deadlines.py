@@ -74,7 +74,8 @@ class Deadline:
         assert self._loop is not None
         self._timer = None
         begun_before = self._loop.time() - self.seconds
-        for task, begun in list(self._begun.items()):
+        while self._begun:
+            task, begun = next(iter(self._begun.items()))
             if begun > begun_before:
                 self._timer = self._loop.call_later(begun - begun_before, self._look)
                 return
