@@ -108,16 +108,20 @@ class Machine:
 
     def _killing(self, service: str) -> Callable[[random.Random], Awaitable[None]]:
         async def kill(chance: random.Random) -> None:
-            self.cluster.signal(chance.choice(self.cluster.processes(service))["name"], signal.SIGKILL)
+            self.cluster.signal(chance.choice(self._running(service))["name"], signal.SIGKILL)
 
         return kill
 
     def _stopping(self, service: str) -> Callable[[random.Random], Awaitable[None]]:
         async def stop(chance: random.Random) -> None:
-            victim = chance.choice(self.cluster.processes(service))["pid"]
+            victim = chance.choice(self._running(service))["pid"]
             self._stopped.append(asyncio.create_task(_stop_for_a_while(victim)))
 
         return stop
+
+    def _running(self, service: str) -> list[dict[str, Any]]:
+        """Those of a service that do not wait to be started again."""
+        return [one for one in self.cluster.processes(service) if one["pid"] is not None]
 
     async def _flush(self, _chance: random.Random) -> None:
         await asyncio.to_thread(self.valkey.command, "FLUSHALL")
