@@ -31,13 +31,17 @@ CROSS JOIN LATERAL (
 ) e
 """  # noqa: S608
 
-# The state at a point is the current one with the keys that changed above the point turned back.
+# The state at a point is the current one with the keys that changed above the point turned back; a room that began
+# above it had none.
 _STATES = f"""
 WITH wanted AS MATERIALIZED (
-    SELECT * FROM unnest($1::text[], $2::bigint[], $3::integer[], $5::bigint[]) AS w (room_id, anchor, sub, up_to)
+    SELECT w.*, EXISTS (
+        SELECT FROM rooms.state_history h WHERE h.room_id = w.room_id AND (h.anchor, h.sub) <= (w.anchor, w.sub)
+    ) AS had_state
+    FROM unnest($1::text[], $2::bigint[], $3::integer[], $5::bigint[]) AS w (room_id, anchor, sub, up_to)
 ), later AS MATERIALIZED (
-    SELECT w.room_id, w.anchor, w.sub, w.up_to, h.type, h.state_key, h.event_id, h.anchor AS changed_anchor,
-           h.sub AS changed_sub
+    SELECT w.room_id, w.anchor, w.sub, w.up_to, w.had_state, h.type, h.state_key, h.event_id,
+           h.anchor AS changed_anchor, h.sub AS changed_sub
     FROM wanted w JOIN rooms.state_history h ON h.room_id = w.room_id AND (h.anchor, h.sub) > (w.anchor, w.sub)
 ), chosen AS (
     SELECT c.room_id, c.event_id, NULL::bigint AS changed_anchor, NULL::integer AS changed_sub, NULL::text AS type,
@@ -49,7 +53,8 @@ WITH wanted AS MATERIALIZED (
     UNION ALL
     SELECT l.room_id, before.event_id, NULL, NULL, NULL, NULL
     FROM (
-        SELECT DISTINCT room_id, anchor, sub, type, state_key FROM later WHERE $4 OR type <> 'm.room.member'
+        SELECT DISTINCT room_id, anchor, sub, type, state_key FROM later
+        WHERE had_state AND ($4 OR type <> 'm.room.member')
     ) l
     CROSS JOIN LATERAL (
         SELECT h.event_id FROM rooms.state_history h
