@@ -8,6 +8,7 @@ Spec: C-S API §Syncing; DESIGN.md section 5.
 
 import asyncio
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -210,7 +211,10 @@ class SyncInstance:
             changed = None
         # After a reset nobody knows what was missed until the heads are read again.
         is_in_doubt = self._logs_in_doubt or self.feed.is_in_doubt
-        answer = None if is_in_doubt else await self._live.compose(state, request, changed)
+        answer = None
+        if not is_in_doubt:
+            with suppress(DatabaseUnavailable):  # of one shard, perhaps: a snapshot says what can be said without it
+                answer = await self._live.compose(state, request, changed)
         if answer is not None:
             metrics.ANSWERS_FROM_MEMORY.inc()
             return answer
