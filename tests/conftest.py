@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import asyncpg
 import pytest
+import structlog
 
 from tessera.embedded_postgres import EmbeddedPostgres
 from tessera.storage.database import Database
@@ -18,6 +19,15 @@ PARTITIONS = 64
 # A crash of the machine may take a test's database with it.
 FORGETFUL = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
 _numbers = itertools.count()
+
+# structlog's own choice shows the variables of every frame, which takes it seconds for one exception.
+structlog.configure(
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(),
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 
 @pytest.fixture(scope="session")

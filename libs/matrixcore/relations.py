@@ -6,7 +6,7 @@ threading, event annotations, reference relations, rich replies.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from matrixcore.events import Event
 from matrixcore.identifiers import EventId
@@ -47,13 +47,13 @@ def parse_relation(content: Mapping[str, Any]) -> Relation | None:
     reply = relates_to.get("m.in_reply_to")
     in_reply_to = _event_id(reply.get("event_id")) if isinstance(reply, Mapping) else None
     rel_type, event_id = relates_to.get("rel_type"), _event_id(relates_to.get("event_id"))
-    if event_id is None or not isinstance(rel_type, str) or not rel_type or len(rel_type.encode()) > _MAX_NAME_BYTES:
+    if event_id is None or not _is_name(rel_type):
         return None if in_reply_to is None else Relation(None, None, None, False, in_reply_to)
     key = relates_to.get("key")
     return Relation(
         rel_type,
         event_id,
-        key if isinstance(key, str) else None,
+        key if isinstance(key, str) and "\0" not in key else None,
         relates_to.get("is_falling_back") is True,
         in_reply_to,
     )
@@ -140,6 +140,8 @@ def annotation_identity(event_type: str, content: Mapping[str, Any]) -> tuple[Ev
 
 
 def _event_id(value: object) -> EventId | None:
-    if not isinstance(value, str) or not value.startswith("$") or len(value.encode()) > _MAX_NAME_BYTES:
-        return None
-    return EventId(value)
+    return EventId(value) if _is_name(value) and value.startswith("$") else None
+
+
+def _is_name(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and 0 < len(value.encode()) <= _MAX_NAME_BYTES and "\0" not in value

@@ -10,6 +10,7 @@ from matrixcore.identifiers import RoomId
 from matrixcore.room_versions import ROOM_VERSIONS
 from services.rooms.hot_rooms import HotRoom, HotRooms, hot_room_of
 from services.rooms.local_events import append, create_room, draft
+from services.rooms.parted_commands import PartedCommands
 from services.rooms.receipts import set_receipts
 from services.rooms.room_work import PartitionWork, Refused, RoomWork, Signer, StateNotLoaded, start_work
 from tessera.commands import Append, Command, CreateRoom, Draft, Outcome, OutcomeStatus, SetReceipts
@@ -26,11 +27,16 @@ class CommandFailed(Exception):
 
 @dataclass(slots=True)
 class Building:
-    """A batch in the making."""
+    """A batch in the making.
+
+    Attributes:
+        parts: of commands that name inbox rows and break the writer.
+    """
 
     partitions: dict[int, PartitionWork]
     loaded: Loaded
     now_ms: int
+    parts: PartedCommands
     works: dict[RoomId, RoomWork] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
 

@@ -12,6 +12,7 @@ import structlog
 
 from services.rooms import metrics
 from services.rooms.batch_builder import Building, refuse
+from services.rooms.parted_commands import PartedCommands
 from services.rooms.room_work import Refused
 from tessera.commands import Command, Outcome, encode_command
 from tessera.storage import dead_letters
@@ -30,10 +31,24 @@ class BrokenCommands:
         self._database = database
         self._attempts: dict[bytes, int] = {}
         self._counted: set[bytes] = set()  # whose attempts are counted in PostgreSQL
+        self.parts = PartedCommands()
 
     def is_dead(self, command: Command) -> bool:
         """Whether the command is to be buried instead of tried."""
         return self._attempts.get(command.id, 0) >= MAX_ATTEMPTS
+
+    def has_parts(self, command: Command) -> bool:
+        """Whether a command that is dead can be taken apart instead."""
+        return len(self.parts.rows_of(command)) > 1
+
+    def take_apart(self, command: Command) -> tuple[Command, Command]:
+        """Two commands in place of one that is dead; once they are decided, it is as good as done."""
+        del self._attempts[command.id]
+        log.warning("command taken apart", room_id=command.room_id, rows=len(self.parts.rows_of(command)))
+        parts = self.parts.halve(command)
+        # As often as the whole was tried, a part need not be.
+        self._attempts.update((part.id, MAX_ATTEMPTS - 1) for part in parts)
+        return parts
 
     def note(self, command: Command) -> None:
         """The command raised, and nothing was written."""
@@ -80,6 +95,9 @@ class BrokenCommands:
         for command in commands:
             if self._attempts.get(command.id, 0) == MAX_ATTEMPTS and (text := _letter_of(command)) is not None:
                 batch.rows["dead_letters"].append((command.partition, command.id, command.room_id, text, "raised"))
+                rows = [(command.partition, inbox_id) for inbox_id in self.parts.rows_of(command)]
+                batch.add("inbox_dead", rows)
+                batch.add("missing_dead", rows)
         if self._counted:
             counted = [command for command in commands if command.id in self._counted]
             batch.add("attempts_gone", ((command.partition, command.id) for command in counted))
@@ -89,6 +107,7 @@ class BrokenCommands:
         for outcome in outcomes:
             self._attempts.pop(outcome.command_id, None)
             self._counted.discard(outcome.command_id)
+            self.parts.settle(outcome)
 
 
 def _letter_of(command: Command) -> bytes | None:

@@ -118,6 +118,7 @@ class Decider:
         try:
             await self._decide(commands)
         finally:
+            self._broken.parts.clear()
             if gathered.trace is not None:
                 gathered.trace.end()
         self._rooms.evict()
@@ -126,6 +127,10 @@ class Decider:
     async def _decide(self, commands: list[Command]) -> None:
         """Build and commit, again without whatever stands in the way."""
         for _ in range(MAX_REBUILDS):
+            for command in commands:
+                if self._broken.is_dead(command) and self._broken.has_parts(command):
+                    for part in self._broken.take_apart(command):
+                        await self._decide([part])
             commands = [command for command in commands if command.partition in self._partitions]
             if not commands:
                 return
@@ -183,7 +188,7 @@ class Decider:
         loaded = await load(tx, wanted) if wanted else Loaded()
         take_loaded(self._rooms, wanted, loaded)
         for _ in range(MAX_REBUILDS):
-            building = Building(self._partition_works(commands), loaded, self._clock.now_ms())
+            building = Building(self._partition_works(commands), loaded, self._clock.now_ms(), self._broken.parts)
             try:
                 with tracing.phase_of(self._gathered.trace, "rooms.build"):
                     for command in commands:

@@ -8,7 +8,7 @@ from matrixcore.identifiers import EventId, RoomId, ServerName, StateKey, UserId
 from matrixcore.relations import parse_relation
 from services.rooms.hot_rooms import HotRoom
 from services.rooms.placing import HISTORY_VISIBILITY, STRIPPED
-from services.rooms.room_work import MEMBER, local_user
+from services.rooms.room_work import MEMBER, local_user, may_be_state_key
 from tessera.commands import Append, Command, CreateRoom, Draft, NewEvent, SetReceipts
 from tessera.storage.rooms import Wanted
 
@@ -67,7 +67,7 @@ def _member_keys(target: str, content: Mapping[str, Any]) -> list[StateKey]:
 
 def want_state(wanted: Wanted, hot: HotRoom | None, room_id: RoomId, keys: Iterable[StateKey]) -> None:
     for key in keys:
-        if hot is None or key not in hot.state:
+        if (hot is None or key not in hot.state) and may_be_state_key(key):
             wanted.state[(room_id, *key)] = None
 
 

@@ -141,7 +141,7 @@ def unplaced_row(
         event.type,
         event.state_key,
         event.sender,
-        event.membership if event.type == MEMBER else None,
+        _membership_column(event),
         event.depth,
         event.origin_server_ts,
         work.now_ms,
@@ -171,6 +171,12 @@ def unplaced_row(
         0,
         None,
     )
+
+
+def _membership_column(event: Event) -> str | None:
+    """A member event's membership; None where it is no text that can be stored."""
+    membership = event.membership if event.type == MEMBER else None
+    return None if membership is None or "\0" in membership else membership
 
 
 def strip(event: Event) -> dict[str, object]:

@@ -68,11 +68,10 @@ async def _outcome_of(
         return await receiver.append(command, body)
     if isinstance(body, Append | Draft):
         return await above_some(receiver.work, receiver.past, command, body, signer, receiver.load_state)
-    if isinstance(body, ReceivePdus):
-        rows = await inbox.load(tx, command.room_id, body.inbox_ids[:MAX_ROWS])
-    else:
-        rows = await inbox.load_waiting(tx, command.room_id, MAX_ROWS)
-    return accept(receiver.work, command, tuple(await receiver.receive(rows)))
+    stored = building.parts.find_stored(command)
+    if stored is None:
+        stored = tuple(await receiver.receive(command))
+    return accept(receiver.work, command, stored)
 
 
 class Receiver:
@@ -111,16 +110,22 @@ class Receiver:
         await self._place(event, judged, sender_device=body.sender_device, txn_id=body.txn_id)
         return accept(self.work, command, (event.event_id,))
 
-    async def receive(self, rows: Sequence[InboxRow]) -> list[EventId]:
+    async def receive(self, command: Command) -> list[EventId]:
         """Take in PDUs and those that waited for them; the IDs of the events that are stored now."""
+        parts, body = self._building.parts, command.body
+        if isinstance(body, ReceivePdus):
+            rows = await inbox.load(self._tx, command.room_id, body.inbox_ids[:MAX_ROWS])
+        else:
+            rows = await inbox.load_waiting(self._tx, command.room_id, MAX_ROWS)
         stored: list[EventId] = []
         budget = MAX_ROWS
         while rows and budget > 0:
             rows = rows[:budget]
             budget -= len(rows)
+            parts.note_rows(command, [row.inbox_id for row in rows])
             fresh = await self._receive_round(rows)
             stored += fresh
-            rows = await self._set_free(fresh, budget)
+            rows = [] if parts.is_part(command) else await self._set_free(fresh, budget)
         return stored
 
     async def _receive_round(self, rows: Iterable[InboxRow]) -> list[EventId]:

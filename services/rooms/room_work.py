@@ -124,7 +124,7 @@ class RoomWork:
             return known[key]
         if key in self.pinned:
             return self.pinned[key]
-        if self.is_new:
+        if self.is_new or not may_be_state_key(key):
             return None
         raise StateNotLoaded(self.room_id, key)
 
@@ -328,8 +328,13 @@ def start_work(
     )
 
 
+def may_be_state_key(key: StateKey) -> bool:
+    """Whether a room can have state under a key: no event with NUL in its type or state key is accepted."""
+    return "\0" not in key[0] and "\0" not in key[1]
+
+
 def local_user(user_id: str | None, server_name: ServerName) -> UserId | None:
     """The user if it is one of this server's."""
-    if user_id is None or not user_id.startswith("@") or user_id.partition(":")[2] != server_name:
+    if user_id is None or not user_id.startswith("@") or user_id.partition(":")[2] != server_name or "\0" in user_id:
         return None
     return UserId(user_id)

@@ -9,7 +9,8 @@ Spec: none; DESIGN.md section 3.
 from typing import NamedTuple
 
 from matrixcore.identifiers import RoomId
-from tessera.commands import Command, decode_command
+from tessera.commands import Command, ReceivePdus, decode_command
+from tessera.storage import inbox
 from tessera.storage.database import Transaction
 
 _LIST = """
@@ -66,9 +67,18 @@ async def count_attempt(tx: Transaction, partition: int, command_id: bytes) -> i
 
 
 async def replay(tx: Transaction, command_id: bytes) -> Command | None:
-    """Reopen a dead command; the caller sends it again. None if there is none that is dead."""
-    command = await tx.fetchval(_REPLAY, command_id)
-    return None if command is None else decode_command(command)
+    """Reopen a dead command; the caller sends it again. None if there is none that is dead.
+
+    Args:
+        tx: a transaction, as the inbox rows that the command names come to life with it.
+    """
+    letter = await tx.fetchval(_REPLAY, command_id)
+    if letter is None:
+        return None
+    command = decode_command(letter)
+    if isinstance(command.body, ReceivePdus):
+        await inbox.revive(tx, command.body.inbox_ids)
+    return command
 
 
 async def request_replay(tx: Transaction, command_id: bytes) -> bool:

@@ -1,7 +1,8 @@
 """The inbox: PDUs of other servers, stored before their sender is answered.
 
 Rows end in the writer's commit: deleted with the event that they became, or parked until their
-ancestors have arrived (`writer_batch`, sections inbox_gone, inbox_parked and missing).
+ancestors have arrived (`writer_batch`, sections inbox_gone, inbox_parked and missing). One that
+breaks the writer is dead, and nobody looks at it until its dead letter is replayed.
 
 Spec: none; DESIGN.md section 6.
 """
@@ -26,11 +27,13 @@ RETURNING inbox_id
 
 _COLUMNS = "inbox_id, origin, event_id, pdu, state, outlier"
 
-_LOAD = f"SELECT {_COLUMNS} FROM rooms.inbox WHERE room_id = $1 AND inbox_id = ANY($2::bigint[])"  # noqa: S608 -- constant text
+_LOAD = f"""
+SELECT {_COLUMNS} FROM rooms.inbox WHERE room_id = $1 AND inbox_id = ANY($2::bigint[]) AND state <> 'dead'
+"""  # noqa: S608 -- constant text
 
 # Staged ancestors first, so that a flood of parked rows cannot hide them.
 _LOAD_WAITING = f"""
-SELECT {_COLUMNS} FROM rooms.inbox WHERE room_id = $1 AND state <> 'new'
+SELECT {_COLUMNS} FROM rooms.inbox WHERE room_id = $1 AND state IN ('parked', 'staged')
 ORDER BY state = 'staged' DESC, inbox_id LIMIT $2
 """  # noqa: S608
 
@@ -41,6 +44,8 @@ WHERE inbox_id IN (
 )
 ORDER BY inbox_id LIMIT $3
 """  # noqa: S608
+
+_REVIVE = "UPDATE rooms.inbox SET state = 'new' WHERE inbox_id = ANY($1::bigint[]) AND state = 'dead'"
 
 _LIST_MISSING = """
 SELECT missing_event_id, bool_and(as_outlier) FROM rooms.missing_events WHERE room_id = $1
@@ -68,7 +73,7 @@ class InboxRow(NamedTuple):
     origin: ServerName
     event_id: EventId
     pdu: bytes
-    state: str  # new, parked or staged
+    state: str  # new, parked or staged; dead ones are never loaded
     outlier: bool
 
 
@@ -93,7 +98,7 @@ async def add(tx: Transaction, rows: Sequence[NewInboxRow]) -> list[int]:
 
 
 async def load(tx: Transaction, room_id: RoomId, inbox_ids: Sequence[int]) -> list[InboxRow]:
-    """The rows that are still there, in the order of the ids that are asked for."""
+    """The rows that are still there and alive, in the order of the ids that are asked for."""
     found = {row[0]: InboxRow(*row) for row in await tx.fetch(_LOAD, room_id, list(inbox_ids))}
     return [found[inbox_id] for inbox_id in dict.fromkeys(inbox_ids) if inbox_id in found]
 
@@ -108,6 +113,11 @@ async def load_waiting_for(
 ) -> list[InboxRow]:
     """Parked PDUs that wait for one of the events, among others perhaps."""
     return [InboxRow(*row) for row in await tx.fetch(_LOAD_WAITING_FOR, room_id, list(event_ids), limit)]
+
+
+async def revive(tx: Transaction, inbox_ids: Sequence[int]) -> None:
+    """Let dead rows be taken in again by a command that names them."""
+    await tx.execute(_REVIVE, list(inbox_ids))
 
 
 async def list_missing(tx: Transaction, room_id: RoomId, limit: int) -> list[MissingEvent]:

@@ -318,6 +318,15 @@ SECTIONS: Final[dict[str, _Section]] = {
         "partition integer, inbox_id bigint",
         "UPDATE rooms.inbox t SET state = 'parked' FROM {rows} AND t.inbox_id = r.inbox_id",
     ),
+    # It is out of the way, and waits for nothing.
+    "inbox_dead": _Section(
+        "partition integer, inbox_id bigint",
+        "UPDATE rooms.inbox t SET state = 'dead' FROM {rows} AND t.inbox_id = r.inbox_id",
+    ),
+    "missing_dead": _Section(
+        "partition integer, inbox_id bigint",
+        "DELETE FROM rooms.missing_events t USING {rows} AND t.inbox_id = r.inbox_id",
+    ),
     "missing": _Section(
         "partition integer, room_id text, missing_event_id text, inbox_id bigint, as_outlier boolean",
         "INSERT INTO rooms.missing_events (room_id, missing_event_id, inbox_id, as_outlier)"

@@ -7,11 +7,13 @@ from typing import Any
 from writer_world import BOB, NOW_MS, World
 
 from matrixcore.auth_events import auth_state_keys
+from matrixcore.canonical_json import encode_canonical_json
 from matrixcore.event_building import build_event
+from matrixcore.event_hashes import compute_event_id, content_hash
 from matrixcore.events import Event, load_event
 from matrixcore.identifiers import EventId, RoomId, ServerName, StateKey, UserId
 from matrixcore.room_versions import ROOM_VERSIONS, EventIdFormat
-from matrixcore.signing import SigningKey
+from matrixcore.signing import SigningKey, encode_base64
 from matrixcore.state_res import resolve_state
 from services.rooms.hot_rooms import hash_of
 from tessera.commands import Outcome, ReceivePdus
@@ -97,6 +99,20 @@ class RemoteRoom:
         )
         self._remember(event, before)
         return event
+
+    def forge(
+        self, event_type: str, content: Mapping[str, Any], *, state_key: str | None, prev: Sequence[EventId]
+    ) -> Event:
+        """An event that nobody checks: of a type, with a content and a state key that no server would make."""
+        rules, tip = ROOM_VERSIONS[self.version], self.tip
+        decent = self.make("m.room.message", {}, prev=prev)
+        fields = {**decent.fields, "type": event_type, "content": content}
+        if state_key is not None:
+            fields["state_key"] = state_key
+        fields["hashes"] = {"sha256": encode_base64(content_hash(fields, rules))}
+        pdu = encode_canonical_json(fields, strict=False)
+        self.tip = tip
+        return load_event(pdu, compute_event_id(fields, rules), rules, room_id=self.room_id)
 
     def join(self, user_id: UserId, **more: Any) -> Event:
         """A user of the other server joins."""
