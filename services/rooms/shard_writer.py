@@ -14,6 +14,7 @@ import structlog
 from services.rooms import metrics
 from services.rooms.deciding import Decider
 from services.rooms.hot_rooms import HotRooms
+from services.rooms.lanes import Lanes
 from services.rooms.owned_partitions import RETRY_SECONDS, OwnedPartitions
 from services.rooms.ownership import Owner
 from services.rooms.room_work import Signer
@@ -51,6 +52,7 @@ class ShardWriter:
             shard, database, placed, owner, rooms=rooms, records=records, fanout=fanout, clock=clock
         )
         self._decider = Decider(shard, database, self._partitions, rooms, signer=signer, fanout=fanout, clock=clock)
+        self._lanes = Lanes(self._partitions)
         self._reader: CommandReader | None = None
         self._stopping = False
         self._stopped = asyncio.Event()
@@ -112,23 +114,24 @@ class ShardWriter:
     async def _write(self, reader: CommandReader) -> None:
         while not self._stopping:
             try:
-                delivered = await reader.take(MAX_COMMANDS)
+                delivered = reader.take_ready(MAX_COMMANDS) if self._lanes else await reader.take(MAX_COMMANDS)
             except TopicReplaced as error:
                 # At once: nobody may write the new topic's id beside an offset of the old one.
                 self._partitions.lose(list(self._partitions.ownership.epochs), "topic")
                 log.error("commands are read from the beginning", reason=str(error))
                 continue
             except BusUnavailable as error:
+                delivered = []  # what was read before can be decided
                 if not self._stopping:
                     log.warning("commands cannot be read", error=str(error))
                     await self._clock.sleep(RETRY_SECONDS)
-                continue
-            async with self._partitions.writing:
-                await self._take(delivered)
+            if not self._stopping:
+                async with self._partitions.writing:
+                    await self._take(delivered)
+                    await self._decider.decide(self._lanes.next_batch())
 
     async def _take(self, delivered: Sequence[Delivered]) -> None:
-        """Decide what was delivered: together, but for commands that may have ended the last writer."""
-        together: list[Delivered] = []
+        """Put what was delivered into its lane; commands that may have ended the last writer are decided singly."""
         for one in delivered:
             owned = self._partitions.find(one.partition)
             if owned is None:
@@ -136,7 +139,6 @@ class ShardWriter:
             owned.undone[one.offset] = None
             owned.taken_offset = one.offset
             if one.offset > owned.careful_until:
-                together.append(one)
+                self._lanes.add(owned, one)
             else:
                 await self._decider.decide_singly(one)
-        await self._decider.decide(together)

@@ -97,7 +97,7 @@ class Topic:
         try:
             while True:
                 wakeup.clear()
-                taken = [] if self.faults.kafka_down else self._take(places, limit)
+                taken = [] if self.faults.kafka_down else self.read(places, limit)
                 if taken:
                     return taken
                 await wakeup.wait()
@@ -107,7 +107,8 @@ class Topic:
         finally:
             self._readers.discard(wakeup)
 
-    def _take(self, places: dict[int, int], limit: int) -> list[tuple[int, int, bytes]]:
+    def read(self, places: dict[int, int], limit: int) -> list[tuple[int, int, bytes]]:
+        """What is there from each partition's place on; moves the places."""
         taken: list[tuple[int, int, bytes]] = []
         for partition, place in tuple(places.items()):
             kept = self.of(partition)
@@ -165,6 +166,12 @@ class FaultyCommandReader:
         if self._closed:
             raise BusUnavailable("the reader is closed")
         taken = await self._topic.consume(self._places, min(limit, TAKE_LIMIT), self._wakeup)
+        return [Delivered(partition, offset, decode_command(data)) for partition, offset, data in taken]
+
+    def take_ready(self, limit: int) -> list[Delivered]:
+        if self._closed or self._topic.faults.kafka_down:
+            raise BusUnavailable("nothing can be read")
+        taken = self._topic.read(self._places, min(limit, TAKE_LIMIT))
         return [Delivered(partition, offset, decode_command(data)) for partition, offset, data in taken]
 
     def done(self, partition: int, offset: int) -> None:

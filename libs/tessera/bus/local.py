@@ -99,6 +99,12 @@ class LocalCommandReader:
                 raise BusUnavailable("the reader is closed")
             self._wakeup.clear()
             await self._wakeup.wait()
+        return self.take_ready(limit)
+
+    def take_ready(self, limit: int) -> list[Delivered]:
+        """Like `take`, without waiting."""
+        if self._closed:
+            raise BusUnavailable("the reader is closed")
         taken: list[Delivered] = []
         for partition in tuple(self._ready):
             queue = self._queues[partition]

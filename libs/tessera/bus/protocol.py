@@ -61,6 +61,9 @@ class CommandReader(Protocol):
             BusUnavailable: the topic cannot be read now.
         """
 
+    def take_ready(self, limit: int) -> list[Delivered]:
+        """Like `take`, without waiting: nothing if nothing is ready."""
+
     def done(self, partition: int, offset: int) -> None:
         """Everything up to `offset` has an outcome; frees its places (at most 2,000 lie undone)."""
 

@@ -64,6 +64,26 @@ async def test_commands_of_a_partition_keep_their_order(buses: Buses) -> None:
     await reader.close()
 
 
+async def test_what_is_ready_is_taken_without_waiting(buses: Buses) -> None:
+    reader = await buses.commands.open_reader()
+    await reader.assign(0, None)
+    assert reader.take_ready(10) == []
+    await buses.commands.send(command(0))
+    assert await take_commands(reader, 1) == [(0, 0)]
+    for number in range(1, 4):
+        await buses.commands.send(command(number))
+    taken: list[int] = []
+    async with asyncio.timeout(20):
+        while len(taken) < 3:
+            taken += [one.offset for one in reader.take_ready(2)]
+            await asyncio.sleep(0.01)
+    assert taken == [1, 2, 3]
+    assert reader.take_ready(10) == []
+    await reader.close()
+    with pytest.raises(BusUnavailable):
+        reader.take_ready(10)
+
+
 async def test_a_reader_begins_after_the_done_offset(buses: Buses) -> None:
     for number in range(10):
         await buses.commands.send(command(number))

@@ -385,3 +385,21 @@ async def test_a_large_resolution_leaves_the_event_loop(world: World, monkeypatc
         await room.deliver(*ends)
         assert await room.current() == room.before([event.event_id for event in ends])
         assert threads
+
+
+async def test_people_do_not_wait_behind_a_flood_of_peers(world: World) -> None:
+    async with world.writer():
+        room = await remote_room(world)
+        root = room.tip
+        flood = [await room.put(*[room.message(f"{n}/{m}", prev=[root]) for m in range(20)]) for n in range(30)]
+        naming = [asyncio.create_task(room.name(inbox_ids)) for inbox_ids in flood]
+        await asyncio.sleep(0)  # all of it lies in the topic before
+        for task in naming:
+            assert not task.done()
+        sent = await world.accepted(room.room_id, message("of our own"))
+        await asyncio.gather(*naming)
+        records = [record for records in world.published_records().values() for record in records]
+        behind = [record for record in records if record.position > sent.position]
+        assert len(behind) > 300  # of 600
+        assert await room.inbox_states() == []
+    await check_read_back(world)

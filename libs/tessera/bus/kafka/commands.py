@@ -3,7 +3,9 @@
 Spec: none; DESIGN.md section 3, docs/adr/0002.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from aiokafka import ConsumerRecord
 
 from tessera.bus.admission import undone_limit
 from tessera.bus.kafka import metrics
@@ -109,13 +111,18 @@ class KafkaCommandReader:
             TopicReplaced, BusUnavailable: see `CommandReader`.
         """
         while True:
-            records = await self._feed.take(limit)
-            delivered = [
-                Delivered(record.partition, record.offset, command)
-                for record, command in decode_all(self._feed, self._topic, records, decode_command)
-            ]
-            if delivered:
+            if delivered := self._decode(await self._feed.take(limit)):
                 return delivered
+
+    def take_ready(self, limit: int) -> list[Delivered]:
+        """Like `take`, without waiting."""
+        return self._decode(self._feed.take_ready(limit))
+
+    def _decode(self, records: Sequence[ConsumerRecord]) -> list[Delivered]:
+        return [
+            Delivered(record.partition, record.offset, command)
+            for record, command in decode_all(self._feed, self._topic, records, decode_command)
+        ]
 
     def done(self, partition: int, offset: int) -> None:
         """Everything up to `offset` has an outcome."""

@@ -140,11 +140,15 @@ class PartitionFeed:
             BusUnavailable: once for every time that the topic could not be read, and when the feed is closed.
         """
         while True:
-            self._raise()
-            if self._ready:
-                return self._take(limit)
+            if taken := self.take_ready(limit):
+                return taken
             self._wakeup.clear()
             await self._wakeup.wait()
+
+    def take_ready(self, limit: int) -> list[ConsumerRecord]:
+        """Like `take`, without waiting: nothing if nothing is there."""
+        self._raise()
+        return self._take(limit) if self._ready else []
 
     def _take(self, limit: int) -> list[ConsumerRecord]:
         taken: list[ConsumerRecord] = []
