@@ -8,9 +8,11 @@ Spec: none; DESIGN.md section 3 (memoised by the set of states).
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from hashlib import blake2b
 
 from matrixcore.identifiers import EventId, StateKey
 from matrixcore.state_res import AuthGraph
+from tessera.ids import IdSource
 
 MAX_REMEMBERED = 32  # resolutions of one room
 MAX_KEYS = 500  # of one of them; a larger one is made again
@@ -22,13 +24,20 @@ _KEY_BYTES = 200
 Resolved = Mapping[StateKey, EventId | None]
 
 
+_SECRET = IdSource().random_bytes(16)
+
+
 def mark_of(key: StateKey, event_id: EventId | None) -> int:
     """What a state's mark has of one key; 0 for a key that it lacks.
 
-    A state's mark is the sum over its keys, so a change costs one look-up. Python's hashes of text are keyed with a
-    secret of this process: nobody outside can make two states that have one mark.
+    A state's mark is the sum over its keys, so a change costs one look-up. The hash is keyed with a secret of this
+    process: nobody outside can make two states that have one mark. (Python's own hash of a tuple will not do: its
+    sums collide by themselves.)
     """
-    return 0 if event_id is None else hash((key, event_id))
+    if event_id is None:
+        return 0
+    text = "\0".join((*key, event_id)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(text, digest_size=16, key=_SECRET).digest(), "big")
 
 
 class Resolutions:
