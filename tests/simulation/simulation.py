@@ -56,7 +56,8 @@ def _close(loop: VirtualLoop) -> None:
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
         task.cancel()
-    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    if tasks:  # one that will not end is left: its process is no more
+        loop.run_until_complete(asyncio.wait(tasks, timeout=1))
     asyncio.set_event_loop(None)
     loop.close()
 
