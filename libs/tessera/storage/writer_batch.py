@@ -146,13 +146,10 @@ async def commit(tx: Transaction, batch: WriterBatch) -> CommitResult:
         CommitUnknown, CommitRefused
     """
     sections = tuple(name for name in SECTIONS if batch.rows.get(name))
-    parameters: list[Any] = [[row[1] for row in batch.outcomes]]
-    parameters += zip(*batch.guards, strict=True)
-    parameters += zip(*batch.outcomes, strict=True) if batch.outcomes else ((), (), (), ())
-    for name in sections:
-        parameters += zip(*batch.rows[name], strict=True)
+    is_single = len(batch.guards) == len(batch.outcomes) == 1 and all(len(batch.rows[name]) == 1 for name in sections)
+    parameters = (_single_row if is_single else _columns)(batch, sections)
     try:
-        rows = await tx.fetch(_statement(sections), *parameters, timeout=COMMIT_TIMEOUT_SECONDS)
+        rows = await tx.fetch(_statement(sections, is_single), *parameters, timeout=COMMIT_TIMEOUT_SECONDS)
     except asyncpg.PostgresError as error:
         if (error.sqlstate or "08")[:2] in _UNKNOWN_CLASSES:
             raise CommitUnknown(str(error)) from error
@@ -166,6 +163,24 @@ async def commit(tx: Transaction, batch: WriterBatch) -> CommitResult:
         raise CommitUnknown(str(error) or type(error).__name__) from error
     moved = frozenset(row[0] for row in rows if row[0] is not None)
     return CommitResult(moved, tuple(decode_outcome(row[1]) for row in rows if row[0] is None))
+
+
+def _columns(batch: WriterBatch, sections: Sequence[str]) -> list[Any]:
+    parameters: list[Any] = [[row[1] for row in batch.outcomes]]
+    parameters += zip(*batch.guards, strict=True)
+    parameters += zip(*batch.outcomes, strict=True) if batch.outcomes else ((), (), (), ())
+    for name in sections:
+        parameters += zip(*batch.rows[name], strict=True)
+    return parameters
+
+
+def _single_row(batch: WriterBatch, sections: Sequence[str]) -> list[Any]:
+    """One message in a quiet moment is one row everywhere; eighty arrays of one value each cost more than values."""
+    outcome = batch.outcomes[0]
+    parameters: list[Any] = [outcome[1], *batch.guards[0], *outcome]
+    for name in sections:
+        parameters += batch.rows[name][0]
+    return parameters
 
 
 # Connection, operator intervention, system and internal errors: the commit may or may not have been reached.
@@ -357,13 +372,17 @@ _OUTCOMES = _Section(
 )
 
 
-@lru_cache(maxsize=256)
-def _statement(sections: Sequence[str]) -> str:
-    """The statement that writes these sections. Parameters: the command ids, then the columns in order."""
-    parts = [
-        "WITH decided AS MATERIALIZED (SELECT body FROM rooms.outcomes WHERE command_id = ANY($1::bytea[]))",
-    ]
-    guard, number = _unnest(_GUARD_COLUMNS, 2)
+@lru_cache(maxsize=512)
+def _statement(sections: Sequence[str], is_single: bool) -> str:
+    """The statement that writes these sections. Parameters: the command ids, then the columns in order.
+
+    Args:
+        is_single: each section has one row, whose values are parameters of their own.
+    """
+    ids = "= $1::bytea" if is_single else "= ANY($1::bytea[])"
+    source = _values if is_single else _unnest
+    parts = [f"WITH decided AS MATERIALIZED (SELECT body FROM rooms.outcomes WHERE command_id {ids})"]
+    guard, number = source(_GUARD_COLUMNS, 2)
     parts.append(
         # Put together from names that stand in this file alone.
         "moved AS (UPDATE rooms.partitions p SET head = g.new_head, announced = greatest(p.announced, g.announced),"
@@ -372,8 +391,8 @@ def _statement(sections: Sequence[str]) -> str:
         " AND NOT EXISTS (SELECT FROM decided) RETURNING p.partition)"
     )
     for name, section in (("outcomes", _OUTCOMES), *((name, SECTIONS[name]) for name in sections)):
-        unnested, number = _unnest(section.columns, number)
-        rows = f"{unnested} AS r ({_names(section.columns)}) WHERE r.partition IN (SELECT partition FROM moved)"
+        given, number = source(section.columns, number)
+        rows = f"{given} AS r ({_names(section.columns)}) WHERE r.partition IN (SELECT partition FROM moved)"
         parts.append(f"_{name} AS ({section.action.replace('{rows}', rows)})")
     answer = " SELECT partition, NULL::bytea FROM moved UNION ALL SELECT NULL, body FROM decided"
     return ", ".join(parts) + answer
@@ -383,6 +402,12 @@ def _unnest(columns: str, number: int) -> tuple[str, int]:
     types = [column.split()[1] for column in columns.split(", ")]
     arguments = ", ".join(f"${number + index}::{kind}[]" for index, kind in enumerate(types))
     return f"unnest({arguments})", number + len(types)
+
+
+def _values(columns: str, number: int) -> tuple[str, int]:
+    types = [column.split()[1] for column in columns.split(", ")]
+    values = ", ".join(f"${number + index}::{kind}" for index, kind in enumerate(types))
+    return f"(VALUES ({values}))", number + len(types)
 
 
 def _names(columns: str) -> str:
