@@ -76,7 +76,7 @@ class EventBody:
     prev_content: bytes | None = None  # JSON of the replaced state's content
     history_visibility: str = "shared"  # before the event
     forked: bool = False  # the room was forked here: state at the event differs from current state
-    servers: tuple[ServerName, ...] = ()  # joined before the event, plus an invitee's
+    servers: tuple[ServerName, ...] = ()  # other servers that must hear of the event: see placing.recipients
     redacts: EventId | None = None
     relates_to: EventId | None = None
     rel_type: str | None = None
@@ -87,6 +87,7 @@ class EventBody:
     invited_count: int = 0
     stripped_state: bytes | None = None  # JSON array, of an invite or knock of a local user
     redacted: bool = False  # `client` is already the redacted form
+    forwarded: bool = False  # of another server's user, accepted on its behalf: this server passes it on to the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +330,7 @@ def _encode_event(body: EventBody) -> bytes:
         body.invited_count,
         None if body.stripped_state is None else body.stripped_state.decode(),
         body.redacted,
+        *((True,) if body.forwarded else ()),
     )
     return orjson.dumps(fields)
 

@@ -57,6 +57,7 @@ async def place_judged(
     redaction: Event | None = None,
     sender_device: str | None = None,
     txn_id: str | None = None,
+    forwarded: bool = False,
 ) -> None:
     """Place an accepted event; where the room forks, resolve what its state is from here on.
 
@@ -77,6 +78,7 @@ async def place_judged(
             forked=work.forked,
             redacted_by=redacted_by,
             original_pdu=original_pdu,
+            forwarded=forwarded,
         )
         work.advance(event)
     else:
@@ -101,6 +103,7 @@ async def place_judged(
             visibility=parse_history_visibility(content.get("history_visibility")),
             redacted_by=redacted_by,
             original_pdu=original_pdu,
+            forwarded=forwarded,
         )
         await _change_state(work, past, delta, server_name)
     if event.redacts is not None:

@@ -47,6 +47,8 @@ def place_event(
     visibility: HistoryVisibility | None = None,
     redacted_by: EventId | None = None,
     original_pdu: bytes | None = None,
+    forwarded: bool = False,
+    servers: tuple[ServerName, ...] | None = None,
 ) -> int:
     """Append an accepted event to the room: record, rows, state, members, counters; its position.
 
@@ -57,11 +59,13 @@ def place_event(
         becomes_current: whether a state event wins its key (after a fork another one may).
         visibility: the history visibility before the event, where that is not the current one.
         redacted_by: `event` is already in its redacted form, because of this redaction.
+        forwarded: another server's event that this one passes on to the rest of the room.
+        servers: who must hear of the event; None for what `recipients` says.
     """
     position = work.partition.position + 1
     is_member = event.type == MEMBER and event.state_key is not None
     visibility = visibility or _history_visibility(work)
-    servers = _recipients(work, event, server_name)
+    servers = recipients(work, event, server_name) if servers is None else servers
     replaced = None
     stripped = None
     if event.state_key is not None and becomes_current:
@@ -98,6 +102,7 @@ def place_event(
         work.invited_count,
         stripped,
         redacted_by is not None,
+        forwarded,
     )
     work.record(RecordKind.EVENT, body, event.event_id)
     work.events[event.event_id] = _placed_row(work, event, body, position, relation, redacted_by, original_pdu)
@@ -228,6 +233,7 @@ def _placed_row(
         work.joined_count,
         work.invited_count,
         body.stripped_state,
+        body.forwarded,
     )
 
 
@@ -236,14 +242,19 @@ def _history_visibility(work: RoomWork) -> HistoryVisibility:
     return parse_history_visibility(None if event is None else event.content.get("history_visibility"))
 
 
-def _recipients(work: RoomWork, event: Event, server_name: ServerName) -> tuple[ServerName, ...]:
-    """The other servers that were joined before the event, plus an invitee's."""
+def recipients(work: RoomWork, event: Event, server_name: ServerName) -> tuple[ServerName, ...]:
+    """The other servers that must hear of an event: those with members before it.
+
+    Whose invite or knock comes to an end hears of it too, though without a member in the room. An invite itself is
+    not for the invitee's server: that one has signed it before it became an event.
+    """
     servers = work.other_servers(server_name)
-    if event.type == MEMBER and event.state_key is not None and event.membership == "invite":
-        invitee = ServerName(event.state_key.partition(":")[2])
-        if invitee and invitee != server_name and invitee not in servers:
-            return (*servers, invitee)
-    return servers
+    if event.type != MEMBER or event.state_key is None or event.membership not in ("leave", "ban"):
+        return servers
+    if work.membership(event.state_key) not in ("invite", "knock"):
+        return servers
+    target = ServerName(event.state_key.partition(":")[2])
+    return servers if target in ("", server_name, *servers) else (*servers, target)
 
 
 def note_membership(

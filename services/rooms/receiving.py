@@ -12,7 +12,7 @@ import structlog
 
 from matrixcore.event_hashes import check_content_hash
 from matrixcore.events import Event, InvalidEvent, load_event, parse_event, redact_event
-from matrixcore.identifiers import EventId, StateKey
+from matrixcore.identifiers import EventId, StateKey, server_of
 from matrixcore.verdicts import Accepted
 from services.rooms.batch_builder import Building, CommandFailed, refuse, take_loaded, work_of
 from services.rooms.hot_rooms import HotRooms
@@ -107,7 +107,13 @@ class Receiver:
             raise Refused(400, "M_BAD_JSON", "The event refers to events that are not known here")
         if not isinstance(judged.verdict, Accepted):
             raise Refused(403, "M_FORBIDDEN", judged.verdict.reason)
-        await self._place(event, judged, sender_device=body.sender_device, txn_id=body.txn_id)
+        await self._place(
+            event,
+            judged,
+            sender_device=body.sender_device,
+            txn_id=body.txn_id,
+            forwarded=server_of(event.sender) != self._signer.server_name,
+        )
         return accept(self.work, command, (event.event_id,))
 
     async def receive(self, command: Command) -> list[EventId]:
@@ -171,7 +177,13 @@ class Receiver:
         return True
 
     async def _place(
-        self, event: Event, judged: Judged, *, sender_device: str | None = None, txn_id: str | None = None
+        self,
+        event: Event,
+        judged: Judged,
+        *,
+        sender_device: str | None = None,
+        txn_id: str | None = None,
+        forwarded: bool = False,
     ) -> None:
         redaction = self._redactions.get(event.event_id)
         if redaction is not None and not may_apply(self.work, redaction, event):
@@ -186,6 +198,7 @@ class Receiver:
             redaction=redaction,
             sender_device=sender_device,
             txn_id=txn_id,
+            forwarded=forwarded,
         )
 
     def _must_wait(self, event: Event) -> bool:

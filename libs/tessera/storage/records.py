@@ -16,7 +16,7 @@ _COLUMNS = """
     e.replaces_state, previous.pdu AS previous_pdu, e.history_visibility, e.forked, e.servers, e.redacts,
     e.relates_to, e.rel_type, e.thread_root, e.notify_count, e.highlight_all_count, e.thread_notify_count,
     e.thread_highlight_all_count, e.mentions, e.joined_count, e.invited_count, e.stripped_state,
-    e.redacted_by IS NOT NULL AS redacted, rooms.room_version
+    e.redacted_by IS NOT NULL AS redacted, e.forwarded, rooms.room_version
 """
 
 _JOINS = """
@@ -96,4 +96,5 @@ def _event_body(row: Any) -> EventBody:
         invited_count=row["invited_count"],
         stripped_state=row["stripped_state"],
         redacted=row["redacted"],
+        forwarded=row["forwarded"],
     )

@@ -107,6 +107,7 @@ class EventRow(NamedTuple):
     joined_count: int
     invited_count: int
     stripped_state: bytes | None
+    forwarded: bool = False
 
 
 @dataclass(slots=True)
@@ -207,7 +208,7 @@ _EVENT_TYPES = {
     "received_ms": "bigint", "outlier": "boolean", "forked": "boolean", "pdu": "bytea", "original_pdu": "bytea",
     "notify_count": "bigint", "highlight_all_count": "bigint", "thread_notify_count": "bigint",
     "thread_highlight_all_count": "bigint", "joined_count": "integer", "invited_count": "integer",
-    "stripped_state": "bytea",
+    "stripped_state": "bytea", "forwarded": "boolean",
 }  # fmt: skip
 _LISTS = ("servers", "mentions")
 _EVENT_COLUMNS = EventRow._fields[1:]
