@@ -96,6 +96,8 @@ async def hosting(
             registry, asked, degraded=optional, is_closing=lambda: closing.is_closing
         )
         state: dict[str, object] = {"authenticator": around.authenticator}
+        if around.federation is not None:
+            state["peers"] = around.federation.peers
         for service in services:
             state |= service.state
         yield Hosted(

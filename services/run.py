@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 
@@ -28,6 +28,9 @@ from tessera.storage.done_offsets import ShardDoneOffsets
 from tessera.telemetry import ReadinessCheck
 from tessera.token_authenticator import TokenAuthenticator
 
+if TYPE_CHECKING:
+    from tessera.federation.opening import Federation
+
 log = structlog.get_logger(__name__)
 
 
@@ -39,11 +42,13 @@ class _Kind:
     Attributes:
         opener: the module and the name of its context manager.
         uses_topics: whether it sends or reads anything there.
+        asks_peers: whether it has to do with other servers.
         works_without: whether it answers most requests all the same, so that it stays ready.
     """
 
     opener: str
     uses_topics: bool = False
+    asks_peers: bool = False
     works_without: bool = True
 
     def load(self) -> ServiceOpener:
@@ -54,10 +59,11 @@ class _Kind:
 
 
 SERVICES: Mapping[ServiceName, _Kind] = {
-    "gateway": _Kind("services.gateway.main:open_gateway", uses_topics=True),
+    "gateway": _Kind("services.gateway.main:open_gateway", uses_topics=True, asks_peers=True),
     "rooms": _Kind("services.rooms.main:open_rooms", uses_topics=True, works_without=False),
     "sync": _Kind("services.sync.main:open_sync"),
-    "media": _Kind("services.media.main:open_media"),
+    "media": _Kind("services.media.main:open_media", asks_peers=True),
+    "federation-in": _Kind("services.federation_in.main:open_federation_in", uses_topics=True, asks_peers=True),
     "projector": _Kind("services.projector.main:open_projector", uses_topics=True, works_without=False),
 }
 
@@ -96,6 +102,14 @@ async def run_service(
         authenticator = TokenAuthenticator(stores.accounts, clock, last_seen)
         await authenticator.start(fanout)
         stack.push_async_callback(authenticator.stop)
+        signing_keys = load_signing_keys(settings)
+        federation: Federation | None = None
+        if kind.asks_peers:
+            from services.federation import opened_federation
+
+            federation = await stack.enter_async_context(
+                opened_federation(settings, signing_keys, stores.accounts, clock, ids)
+            )
         around = Surroundings(
             settings=settings,
             name=name,
@@ -110,7 +124,8 @@ async def run_service(
             limits=limits,
             last_seen=last_seen,
             authenticator=authenticator,
-            signing_key=load_signing_keys(settings)[0],
+            signing_key=signing_keys[0],
+            federation=federation,
         )
         checks: dict[str, ReadinessCheck] = dict(topics.checks)
         degraded: dict[str, ReadinessCheck] = {"redis": check_fanout}
@@ -129,7 +144,8 @@ def listeners_of(
         CannotStart: neither says it.
     """
     if port is not None:
-        names = Resource(names=("client", "media", "metrics", "health"))  # of which each service has its own
+        # Of which each service has its own.
+        names = Resource(names=("client", "federation", "media", "metrics", "health"))
         return (Listener(port=port, bind_addresses=tuple(addresses), x_forwarded=True, resources=(names,)),)
     configured = settings.tessera.services.get(service)
     if configured is None or not configured.listeners:

@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from services.federation import opened_federation
+from services.federation_in.main import open_federation_in
 from services.gateway.main import open_gateway
 from services.hosting import Hosted, Ready, StopSignals, answer_requests, bound_listeners, hosting
 from services.media.main import open_media
@@ -21,7 +23,7 @@ from tessera.service import Surroundings
 from tessera.token_authenticator import TokenAuthenticator
 
 # The writer is the first to begin and the last to end: whatever the others still submit gets its outcome.
-ALL_SERVICES = (open_rooms, open_projector, open_sync, open_media, open_gateway)
+ALL_SERVICES = (open_rooms, open_projector, open_sync, open_media, open_federation_in, open_gateway)
 
 
 async def serve(settings: Settings, *, progress: Progress, ready: Ready) -> None:
@@ -57,21 +59,24 @@ async def run_services(
     ids = IdSource()
     rates = {name: Rate(limit.per_second, limit.burst_count) for name, limit in settings.rate_limits().items()}
     last_seen = LastSeenRecorder(stores.accounts, clock)
-    around = Surroundings(
-        settings=settings,
-        name=settings.tessera.instance_name or "serve",
-        is_shared=False,
-        clock=clock,
-        ids=ids,
-        accounts=stores.accounts,
-        shards=stores.shards,
-        commands=LocalCommandBus(ids.token()),
-        records=records or LocalRecordBus(),
-        fanout=LocalFanout(),
-        limits=LocalRateLimits(clock, rates),
-        last_seen=last_seen,
-        authenticator=TokenAuthenticator(stores.accounts, clock, last_seen),
-        signing_key=load_signing_keys(settings)[0],
-    )
-    async with hosting(ALL_SERVICES, around, {}, {}) as hosted:
-        yield hosted
+    signing_keys = load_signing_keys(settings)
+    async with opened_federation(settings, signing_keys, stores.accounts, clock, ids) as federation:
+        around = Surroundings(
+            settings=settings,
+            name=settings.tessera.instance_name or "serve",
+            is_shared=False,
+            clock=clock,
+            ids=ids,
+            accounts=stores.accounts,
+            shards=stores.shards,
+            commands=LocalCommandBus(ids.token()),
+            records=records or LocalRecordBus(),
+            fanout=LocalFanout(),
+            limits=LocalRateLimits(clock, rates),
+            last_seen=last_seen,
+            authenticator=TokenAuthenticator(stores.accounts, clock, last_seen),
+            signing_key=signing_keys[0],
+            federation=federation,
+        )
+        async with hosting(ALL_SERVICES, around, {}, {}) as hosted:
+            yield hosted

@@ -7,7 +7,7 @@ main modules see the surroundings whole; everything below them gets the few thin
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 from starlette.routing import BaseRoute
@@ -24,6 +24,9 @@ from tessera.storage.database import Database
 from tessera.storage.shards import RoomShards
 from tessera.telemetry import ReadinessCheck
 from tessera.token_authenticator import TokenAuthenticator
+
+if TYPE_CHECKING:
+    from tessera.federation.opening import Federation
 
 
 class CannotStart(Exception):
@@ -43,6 +46,7 @@ class Surroundings:
         accounts: the account store.
         shards: the room databases.
         commands, records: the topics.
+        federation: None in a process whose service has nothing to do with peers.
     """
 
     settings: Settings
@@ -59,6 +63,12 @@ class Surroundings:
     last_seen: LastSeenRecorder
     authenticator: TokenAuthenticator
     signing_key: SigningKey
+    federation: "Federation | None" = None
+
+    def require_federation(self) -> "Federation":
+        """What a service that talks with peers is given."""
+        assert self.federation is not None, "the process was not told that this service talks with peers"
+        return self.federation
 
 
 async def _nothing() -> None:

@@ -20,6 +20,7 @@ class Counts:
     syncs: int = 2
     media: int = 1
     projectors: int = 1
+    federation_ins: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,14 @@ class PlannedProcess:
 
 
 # Who writes comes first and goes last: whatever the others still submit gets its outcome.
-_STAGES: dict[ServiceName, int] = {"rooms": 0, "projector": 1, "sync": 2, "media": 2, "gateway": 2}
+_STAGES: dict[ServiceName, int] = {
+    "rooms": 0,
+    "projector": 1,
+    "sync": 2,
+    "media": 2,
+    "federation-in": 2,
+    "gateway": 2,
+}
 
 
 def plan_processes(config: Path, counts: Counts, ports: Sequence[int], logs: Path) -> list[PlannedProcess]:
@@ -60,6 +68,7 @@ def plan_processes(config: Path, counts: Counts, ports: Sequence[int], logs: Pat
         "projector": counts.projectors,
         "sync": counts.syncs,
         "media": counts.media,
+        "federation-in": counts.federation_ins,
         "gateway": counts.gateways,
     }
     names = [(service, f"{service}-{number}") for service, count in wanted.items() for number in range(1, count + 1)]
@@ -73,7 +82,7 @@ def plan_processes(config: Path, counts: Counts, ports: Sequence[int], logs: Pat
 
 def count_of(counts: Counts) -> int:
     """How many processes there are in all."""
-    return counts.gateways + counts.writers + counts.syncs + counts.media + counts.projectors
+    return counts.gateways + counts.writers + counts.syncs + counts.media + counts.projectors + counts.federation_ins
 
 
 def free_ports(count: int) -> list[int]:
@@ -89,6 +98,8 @@ def free_ports(count: int) -> list[int]:
 
 
 _CLIENT = "/_matrix/client/"
+_PEERS = ("/_matrix/federation/", "/_matrix/key/")
+_PEERS_MEDIA = "/_matrix/federation/v1/media/"
 _SYNC_ENDPOINTS = frozenset({"sync", "keys/changes"})
 
 
@@ -101,10 +112,13 @@ def service_for(path: str) -> ServiceName:
         if version == "v1" and endpoint.startswith("media/"):
             return "media"
         return "gateway"
+    if path.startswith(_PEERS):
+        return "media" if path.startswith(_PEERS_MEDIA) else "federation-in"
     return "media" if path.startswith("/_matrix/media/") else "gateway"
 
 
 def routed_prefixes() -> Iterator[tuple[str, ServiceName]]:
     """The same as regular expressions, for a proxy that takes them."""
     yield r"^/_matrix/client/[^/]+/(sync|keys/changes)$", "sync"
-    yield r"^/_matrix/(media/|client/v1/media/)", "media"
+    yield r"^/_matrix/(media/|client/v1/media/|federation/v1/media/)", "media"
+    yield r"^/_matrix/(federation|key)/", "federation-in"

@@ -23,6 +23,7 @@ from services.projector.main import open_projector
 from services.rooms.main import open_rooms
 from services.sync.main import open_sync
 from tessera.config import Settings
+from tessera.federation.opening import open_federation
 from tessera.http.app import create_app
 from tessera.http.authentication import Requester, access_token_of
 from tessera.http.limits import LocalRateLimits
@@ -211,31 +212,37 @@ class SimCluster:
         shards = RoomShards({"main": database}, dict.fromkeys(range(PARTITIONS), "main"), PARTITIONS)
         clock = LoopClock(self.loop, self.random.randint(-5_000, 5_000))
         last_seen = LastSeenRecorder(database, clock)
-        around = Surroundings(
-            settings=Settings.for_tests(server_name=SERVER, presence={"enabled": False}),
-            accounts=database,
-            shards=shards,
-            commands=FaultyCommandBus(self.commands),
-            records=FaultyRecordBus(self.records),
-            fanout=FaultyFanout(self.fanout, process),
-            clock=clock,
-            ids=self._ids,
-            limits=LocalRateLimits(clock, {}),
-            last_seen=last_seen,
-            authenticator=TokenAuthenticator(database, clock, last_seen),
-            signing_key=self._signing_key,
-            name=process.name,
-            is_shared=True,
+        settings = Settings.for_tests(
+            server_name=SERVER, presence={"enabled": False}, tessera={"federation": {"enabled": False}}
         )
-        async with OPENERS[kind](around) as service, asyncio.TaskGroup() as tasks:
-            for background in service.background:
-                tasks.create_task(background())
-            app = None
-            if service.routes:
-                routers = room_routes.room_routers() if kind == "gateway" else []
-                state = {**service.state, "authenticator": Tokens()}
-                app = create_app(routes=service.routes["client"], routers=routers, state=state, ids=self._ids)
-            ready.set_result(app)
+        opening = open_federation(settings, [self._signing_key], database, clock, self._ids)
+        async with opening as federation:
+            around = Surroundings(
+                settings=settings,
+                accounts=database,
+                shards=shards,
+                commands=FaultyCommandBus(self.commands),
+                records=FaultyRecordBus(self.records),
+                fanout=FaultyFanout(self.fanout, process),
+                clock=clock,
+                ids=self._ids,
+                limits=LocalRateLimits(clock, {}),
+                last_seen=last_seen,
+                authenticator=TokenAuthenticator(database, clock, last_seen),
+                signing_key=self._signing_key,
+                name=process.name,
+                is_shared=True,
+                federation=federation,
+            )
+            async with OPENERS[kind](around) as service, asyncio.TaskGroup() as tasks:
+                for background in service.background:
+                    tasks.create_task(background())
+                app = None
+                if service.routes:
+                    routers = room_routes.room_routers() if kind == "gateway" else []
+                    state = {**service.state, "authenticator": Tokens()}
+                    app = create_app(routes=service.routes["client"], routers=routers, state=state, ids=self._ids)
+                ready.set_result(app)
 
     async def ask(self, kind: str, token: str, method: str, path: str, body: Any = None, **query: Any) -> Any:
         """(status, JSON) from some process of a kind.

@@ -7,6 +7,7 @@ from urllib.parse import quote, urlencode
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, PositiveInt, SecretStr
 
+from tessera.config.federation import FederationSettings
 from tessera.config.kafka import KafkaSettings
 from tessera.config.rate_limits import RateLimit
 from tessera.config.redis import RedisSettings
@@ -106,6 +107,7 @@ class TesseraSettings(Section):
         kafka: the topics between separate services; one process needs none.
         redis: the wake-ups between separate services; one process needs none.
         telemetry: where traces go.
+        federation: what Synapse has no keys for.
     """
 
     data_dir: FilePath = Path()
@@ -125,6 +127,7 @@ class TesseraSettings(Section):
     kafka: KafkaSettings | None = None
     redis: RedisSettings | None = None
     telemetry: TelemetrySettings = TelemetrySettings()
+    federation: FederationSettings = FederationSettings()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] | None = None
     support: Support = Support()

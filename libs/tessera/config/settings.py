@@ -9,6 +9,7 @@ from pydantic import AliasChoices, Field, PrivateAttr, SecretStr, field_validato
 
 from matrixcore.identifiers import parse_server_name
 from tessera.config.database import DEFAULT_SHARD, DatabaseSettings, TesseraSettings
+from tessera.config.federation import MinimumTls
 from tessera.config.listeners import LOOPBACK, Listener, Resource
 from tessera.config.rate_limits import RateLimit, RateLimits
 from tessera.config.sections import (
@@ -116,6 +117,9 @@ class Settings(RateLimits, UrlPreviews):
 
     federation_domain_whitelist: frozenset[Name] | None = None
     federation_custom_ca_list: tuple[FilePath, ...] = ()
+    federation_verify_certificates: bool = True
+    federation_certificate_verification_whitelist: tuple[str, ...] = ()
+    federation_client_minimum_tls_version: MinimumTls = "1.2"
     use_insecure_ssl_client_just_for_testing_do_not_use: bool = False
     ip_range_blocklist: tuple[Network, ...] = Field(
         default=PRIVATE_NETWORKS,
@@ -148,7 +152,11 @@ class Settings(RateLimits, UrlPreviews):
 
     def rate_limits(self) -> dict[str, RateLimit]:
         """Every bucket by its path, our own too: `tessera.rc_refresh`."""
-        return {**super().rate_limits(), "tessera.rc_refresh": self.tessera.rc_refresh}
+        return {
+            **super().rate_limits(),
+            "tessera.rc_refresh": self.tessera.rc_refresh,
+            "tessera.federation.rc_notary": self.tessera.federation.rc_notary,
+        }
 
     @field_validator("public_baseurl")
     @classmethod

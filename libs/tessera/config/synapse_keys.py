@@ -106,7 +106,6 @@ UNSUPPORTED = frozenset(
         "encryption_enabled_by_default_for_room_type",
         "exclude_rooms_from_presence",
         "exclude_rooms_from_sync",
-        "federation_certificate_verification_whitelist",
         "federation_whitelist_endpoint_enabled",
         "forget_rooms_on_leave",
         "hs_disabled",
@@ -165,8 +164,6 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
     "enable_media_repo": (True,),
     "enable_room_list_search": (True,),
     "enable_search": (True,),
-    "federation_client_minimum_tls_version": (1, 1.0, 1.1, 1.2, "1", "1.0", "1.1", "1.2"),
-    "federation_verify_certificates": (True,),
     "include_profile_data_on_invite": (True,),
     "require_membership_for_aliases": (True,),
 }

@@ -29,11 +29,15 @@ class AddressGuard:
     Args:
         blocked: what may not be called, beside everything that is not a public address.
         allowed: exceptions from both.
+        only_public: False where `blocked` alone says what may not be called.
     """
 
-    def __init__(self, blocked: Sequence[Network] = (), allowed: Sequence[Network] = ()) -> None:
+    def __init__(
+        self, blocked: Sequence[Network] = (), allowed: Sequence[Network] = (), *, only_public: bool = True
+    ) -> None:
         self._blocked = tuple(blocked)
         self._allowed = tuple(allowed)
+        self._only_public = only_public
 
     def allows(self, text: str) -> bool:
         """Whether an address may be called; what is no address in its plain spelling may not."""
@@ -57,7 +61,9 @@ class AddressGuard:
     def _is_open(self, address: Address) -> bool:
         if any(address in network for network in self._allowed):
             return True
-        return address.is_global and not address.is_multicast and not any(address in one for one in self._blocked)
+        if self._only_public and (not address.is_global or address.is_multicast):
+            return False
+        return not any(address in one for one in self._blocked)
 
 
 def _meant_by(address: Address) -> Iterator[Address]:

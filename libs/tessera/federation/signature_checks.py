@@ -1,0 +1,116 @@
+"""Checking many signatures off the event loop.
+
+A few are checked in threads (libsodium works without the interpreter's lock), many in processes, to which only the
+bytes go.
+"""
+
+import asyncio
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import NamedTuple
+
+from matrixcore.event_signing import check_event_signatures
+from matrixcore.events import Event, load_event
+from matrixcore.identifiers import EventId, ServerName
+from matrixcore.room_versions import ROOM_VERSIONS
+from matrixcore.verdicts import Accepted
+
+INLINE = 2  # events that are not worth handing over: a check takes about 0.1 ms
+IN_PROCESSES = 400  # from so many on
+CHUNK = 100
+MAX_WORKERS = 4
+
+Keys = Mapping[ServerName, Mapping[str, bytes]]
+
+
+class SignedEvent(NamedTuple):
+    """An event with the keys that count for it."""
+
+    event: Event
+    keys: Keys
+
+
+class _SignedBytes(NamedTuple):
+    """The same for another process."""
+
+    pdu: bytes
+    event_id: EventId
+    version: str
+    keys: Keys
+
+
+class SignatureChecker:
+    """The threads and processes of one process; close it at the end. Nothing is started before it is needed."""
+
+    def __init__(self) -> None:
+        self._workers = max(1, min(os.cpu_count() or 1, MAX_WORKERS))
+        self._threads: ThreadPoolExecutor | None = None
+        self._processes: ProcessPoolExecutor | None = None
+
+    async def check(self, events: Sequence[SignedEvent]) -> list[str | None]:
+        """What is wrong with the signatures of each event; None if nothing is."""
+        if len(events) <= INLINE:
+            return _check(events)
+        if len(events) < IN_PROCESSES:
+            return await self._run_in_threads(events)
+        try:
+            return await self._run_in_processes(events)
+        except BrokenProcessPool:  # somebody ended a worker; it is started again when it is needed again
+            self._processes = None
+            return await self._run_in_threads(events)
+
+    def close(self) -> None:
+        """End the threads and processes."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._processes is not None:
+            self._processes.shutdown(wait=False, cancel_futures=True)
+
+    async def _run_in_threads(self, events: Sequence[SignedEvent]) -> list[str | None]:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="signatures")
+        size = max(1, min(CHUNK, -(-len(events) // self._workers)))
+        loop, threads = asyncio.get_running_loop(), self._threads
+        parts = [
+            loop.run_in_executor(threads, _check, events[start : start + size]) for start in range(0, len(events), size)
+        ]
+        return [verdict for part in await asyncio.gather(*parts) for verdict in part]
+
+    async def _run_in_processes(self, events: Sequence[SignedEvent]) -> list[str | None]:
+        if self._processes is None:
+            # Not forked: this process has threads and connections.
+            context = multiprocessing.get_context("spawn")
+            self._processes = ProcessPoolExecutor(self._workers, mp_context=context)
+        loop, processes = asyncio.get_running_loop(), self._processes
+        verdicts: list[str | None] = []
+        # In waves, so that not all events exist twice.
+        wave = CHUNK * self._workers * 2
+        for begin in range(0, len(events), wave):
+            end = min(begin + wave, len(events))
+            parts = [
+                loop.run_in_executor(processes, _check_bytes, _for_another(events[start : min(start + CHUNK, end)]))
+                for start in range(begin, end, CHUNK)
+            ]
+            for part in await asyncio.gather(*parts):
+                verdicts.extend(part)
+        return verdicts
+
+
+def _for_another(events: Sequence[SignedEvent]) -> list[_SignedBytes]:
+    return [_SignedBytes(one.event.pdu, one.event.event_id, one.event.rules.version, one.keys) for one in events]
+
+
+def _check(events: Sequence[SignedEvent]) -> list[str | None]:
+    return [_wrong(one.event, one.keys) for one in events]
+
+
+def _check_bytes(events: Sequence[_SignedBytes]) -> list[str | None]:
+    return [_wrong(load_event(one.pdu, one.event_id, ROOM_VERSIONS[one.version]), one.keys) for one in events]
+
+
+def _wrong(event: Event, keys: Keys) -> str | None:
+    verdict = check_event_signatures(event, keys)
+    return None if isinstance(verdict, Accepted) else verdict.reason
