@@ -17,15 +17,16 @@ from tessera.storage.partitions import PartitionMoved
 # The answer has the rows of events that lay here already, too: naming them again does no harm. An event that was
 # wanted as an outlier and comes as part of the DAG is no outlier any more.
 _ADD = """
-INSERT INTO rooms.inbox (partition, room_id, origin, event_id, pdu, received_ms, state, outlier)
+INSERT INTO rooms.inbox (partition, room_id, origin, event_id, pdu, received_ms, state, outlier, state_before, below)
 SELECT * FROM unnest($1::integer[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::bigint[], $7::text[],
-                     $8::boolean[])
+                     $8::boolean[], $9::bytea[], $10::bigint[])
 WHERE NOT EXISTS (SELECT FROM rooms.partitions p WHERE p.partition = ANY($1::integer[]) AND p.state = 'moved')
-ON CONFLICT (room_id, event_id) DO UPDATE SET outlier = inbox.outlier AND excluded.outlier
+ON CONFLICT (room_id, event_id) DO UPDATE SET outlier = inbox.outlier AND excluded.outlier,
+    state_before = coalesce(inbox.state_before, excluded.state_before)
 RETURNING inbox_id
 """
 
-_COLUMNS = "inbox_id, origin, event_id, pdu, state, outlier"
+_COLUMNS = "inbox_id, origin, event_id, pdu, state, outlier, state_before, below"
 
 _LOAD = f"""
 SELECT {_COLUMNS} FROM rooms.inbox WHERE room_id = $1 AND inbox_id = ANY($2::bigint[]) AND state <> 'dead'
@@ -47,6 +48,13 @@ ORDER BY inbox_id LIMIT $3
 
 _REVIVE = "UPDATE rooms.inbox SET state = 'new' WHERE inbox_id = ANY($1::bigint[]) AND state = 'dead'"
 
+_CLAIM_NEW = """
+UPDATE rooms.inbox SET named_at = now() WHERE inbox_id = ANY(ARRAY(
+    SELECT inbox_id FROM rooms.inbox WHERE state = 'new' AND named_at < now() - $1 * interval '1 second'
+    ORDER BY named_at LIMIT $2 FOR UPDATE SKIP LOCKED
+)) RETURNING partition, room_id, inbox_id
+"""
+
 _LIST_MISSING = """
 SELECT missing_event_id, bool_and(as_outlier) FROM rooms.missing_events WHERE room_id = $1
 GROUP BY missing_event_id ORDER BY min(inbox_id) LIMIT $2
@@ -64,6 +72,8 @@ class NewInboxRow(NamedTuple):
     received_ms: int
     state: str = "new"  # or staged, for an ancestor that was fetched
     outlier: bool = False  # wanted as an auth event only
+    state_before: bytes | None = None  # JSON array of event IDs, for an event from behind a gap
+    below: int | None = None  # anchor of the live event under which this one is backfilled
 
 
 class InboxRow(NamedTuple):
@@ -75,6 +85,8 @@ class InboxRow(NamedTuple):
     pdu: bytes
     state: str  # new, parked or staged; dead ones are never loaded
     outlier: bool
+    state_before: bytes | None = None
+    below: int | None = None
 
 
 class MissingEvent(NamedTuple):
@@ -118,6 +130,17 @@ async def load_waiting_for(
 async def revive(tx: Transaction, inbox_ids: Sequence[int]) -> None:
     """Let dead rows be taken in again by a command that names them."""
     await tx.execute(_REVIVE, list(inbox_ids))
+
+
+async def claim_new(tx: Transaction, lying_seconds: float, limit: int) -> dict[tuple[int, RoomId], list[int]]:
+    """Rows that no command has taken in for a while: (partition, room) -> inbox ids, to be named once more.
+
+    Nobody else gets them for as long.
+    """
+    by_room: dict[tuple[int, RoomId], list[int]] = {}
+    for partition, room_id, inbox_id in await tx.fetch(_CLAIM_NEW, lying_seconds, limit):
+        by_room.setdefault((partition, room_id), []).append(inbox_id)
+    return {key: sorted(inbox_ids) for key, inbox_ids in by_room.items()}
 
 
 async def list_missing(tx: Transaction, room_id: RoomId, limit: int) -> list[MissingEvent]:
