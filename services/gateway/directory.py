@@ -6,11 +6,11 @@ from matrixcore.identifiers import InvalidIdentifier, parse_room_id
 from services.gateway.dependencies import GatewayDep
 from services.gateway.directory_rules import DirectoryRules
 from services.gateway.path_identifiers import alias_of, room_id_of
-from services.gateway.room_access import require_view
+from services.gateway.room_access import is_world_readable, require_view
 from services.gateway.room_changes import session_of
 from services.gateway.room_directory import create_alias, delete_alias, resolve_alias
 from services.gateway.routing import CurrentRequester, JsonObject, client_router
-from tessera.http.errors import InvalidParam
+from tessera.http.errors import Forbidden, InvalidParam
 from tessera.http.replies import json_reply
 from tessera.storage import aliases
 
@@ -50,7 +50,12 @@ async def delete_room_alias(room_alias: str, requester: CurrentRequester, gatewa
 async def get_local_aliases(room_id: str, requester: CurrentRequester, gateway: GatewayDep) -> Response:
     """The aliases that this server has for a room."""
     room = room_id_of(room_id)
-    await require_view(gateway.shards, gateway.accounts, room, requester.user_id)
+    view = await require_view(gateway.shards, gateway.accounts, room, requester.user_id)
+    if view.until is not None:
+        # Who has left reads what was; the aliases are those of now.
+        async with gateway.shards.of_room(room).reading() as tx:
+            if not await is_world_readable(tx, room):
+                raise Forbidden("You are not in this room")
     async with gateway.accounts.reading() as tx:
         bound = await aliases.list_aliases(tx, room)
     return json_reply({"aliases": [one.alias for one in bound]})

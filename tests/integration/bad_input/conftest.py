@@ -21,13 +21,22 @@ _UNLIMITED = {"per_second": 100_000, "burst_count": 100_000}
 
 
 @pytest.fixture
-async def target(dsn: str, postgres: EmbeddedPostgres, tmp_path: Path) -> AsyncIterator[Target]:
+def settings_overrides() -> dict[str, Any]:
+    """Settings of the server that a test file wants otherwise."""
+    return {}
+
+
+@pytest.fixture
+async def target(
+    dsn: str, postgres: EmbeddedPostgres, tmp_path: Path, settings_overrides: dict[str, Any]
+) -> AsyncIterator[Target]:
     """A server with all services, a user with a room and a message in it, and somebody who is nobody."""
     settings = Settings.for_tests(
         server_name=SERVER,
         media_store_path=tmp_path / "media",
         tessera={"accounts_dsn": dsn, "data_dir": tmp_path},
         **_without_limits(),
+        **settings_overrides,
     )
     ready: asyncio.Future[Target] = asyncio.get_running_loop().create_future()
     ended = asyncio.Event()
