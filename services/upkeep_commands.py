@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from services.stores import Stores
     from tessera.config import Settings
 
-PROJECTIONS = ("memberships", "directory")
+PROJECTIONS = ("memberships", "directory", "search")
 SHOWN_FAULTS = 50
 Partitions = Annotated[list[int] | None, typer.Option("--partition", help="only this one; may be given more than once")]
 
@@ -74,10 +74,15 @@ async def _rebuild(settings: "Settings", stores: "Stores", name: str, partitions
     from matrixcore.identifiers import ServerName
     from tessera.fanout import LocalFanout
     from tessera.rebuilding import Rebuilder
+    from tessera.search_rebuilding import SearchRebuilder
 
     # Nobody hears of it from here: the sync services compare the heads of user logs each half minute.
     rebuilder = Rebuilder(stores.accounts, stores.shards, LocalFanout(), ServerName(settings.server_name))
-    steps = rebuilder.rebuild_memberships if name == "memberships" else rebuilder.rebuild_directory
+    steps = {
+        "memberships": rebuilder.rebuild_memberships,
+        "directory": rebuilder.rebuild_directory,
+        "search": SearchRebuilder(stores.shards).rebuild,
+    }[name]
     rooms = changed = 0
     with _progress() as progress:
         bar = progress.add_task(name, total=len(partitions))

@@ -153,9 +153,9 @@ def _bundled(
     if bundle.references:
         relations["m.reference"] = {"chunk": [{"event_id": event_id} for event_id in bundle.references]}
     if (latest := bundle.thread_latest) is not None:
-        edit = bundles.get(latest.event_id)
-        # Only its edit: what is bundled in an event that is bundled itself ends here.
-        inner = None if edit is None or edit.edit is None else Bundle(edit=edit.edit)
+        inner = bundles.get(latest.event_id)
+        # No thread of its own: what is bundled in an event that is bundled itself ends here.
+        inner = None if inner is None else Bundle(edit=inner.edit, references=inner.references)
         relations["m.thread"] = {
             "latest_event": _shown(latest, rules, reader, room_id, inner, {}),
             "count": bundle.thread_count,

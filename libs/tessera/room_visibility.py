@@ -7,11 +7,11 @@ Spec: C-S API §Room History Visibility.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import orjson
 
-from matrixcore.identifiers import UserId
+from matrixcore.identifiers import EventId, UserId
 from matrixcore.visibility import (
     HistoryVisibility,
     Membership,
@@ -23,6 +23,7 @@ from matrixcore.visibility import (
 from tessera.records import OrderKey
 from tessera.storage.room_reads.events import EventRow
 from tessera.storage.room_reads.members import MembershipStep
+from tessera.storage.room_reads.relations import Bundle
 
 _BEGINNING = OrderKey(-(1 << 62), -(1 << 30))
 
@@ -102,6 +103,15 @@ def list_visible(events: Sequence[EventRow], history: MembershipHistory) -> list
     if history.joined_throughout(events):
         return list(events)
     return [event for event in events if sight_of(event, history) is not Sight.HIDDEN]
+
+
+def drop_unseen(bundles: Mapping[EventId, Bundle], history: MembershipHistory) -> None:
+    """Take whole events that the user does not see out of what is bundled with others."""
+    for bundle in bundles.values():
+        if bundle.edit is not None and not list_visible([bundle.edit], history):
+            bundle.edit = None
+        if bundle.thread_latest is not None and not list_visible([bundle.thread_latest], history):
+            bundle.thread_latest = None
 
 
 def sight_of(event: EventRow, history: MembershipHistory, *, sender_erased: bool = False) -> Sight:

@@ -36,7 +36,8 @@ async def get_event_context(
 ) -> Response:
     """An event, its neighbours, and the state at the last of them."""
     room, wanted = room_id_of(room_id), event_id_of(event_id)
-    page_filter = parse_page_filter(event_filter, await list_ignored(gateway.accounts, requester.user_id))
+    ignored = await list_ignored(gateway.accounts, requester.user_id)
+    page_filter = parse_page_filter(event_filter, ignored)
     limit = min(limit, MAX_LIMIT)
     now_ms = gateway.clock.now_ms()
     view = await require_view(gateway.shards, gateway.accounts, room, requester.user_id)
@@ -67,7 +68,9 @@ async def get_event_context(
             end = after[-1].order if after else end
         shown = [*before, event, *after]
         state = await list_state(tx, room, at=end)
-    served = await serve_page(gateway.shards, gateway.accounts, view, shown, requester.device_id, now_ms)
+    served = await serve_page(
+        gateway.shards, gateway.accounts, view, shown, requester.device_id, now_ms, ignored=ignored
+    )
     if page_filter.filter.lazy_load_members:
         senders = {row.sender for row in shown}
         state = [row for row in state if row.type != "m.room.member" or row.state_key in senders]

@@ -3,7 +3,7 @@
 Spec: C-S API §Pagination, §Lazy-loading room members, §Room History Visibility.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from tessera.event_serving import serve_events
 from tessera.http.errors import InvalidParam
 from tessera.pagination_token import encode_page_token, point_before
 from tessera.records import OrderKey
-from tessera.room_visibility import list_visible
+from tessera.room_visibility import drop_unseen, list_visible
 from tessera.storage import account_data
 from tessera.storage.database import Database, Transaction
 from tessera.storage.erased_users import list_erased
@@ -159,18 +159,21 @@ async def serve_page(
     now_ms: int,
     *,
     bundled: bool = True,
+    ignored: Collection[UserId] = (),
 ) -> list[dict[str, Any]]:
     """Events as the client gets them, with their aggregated relations. The caller holds no connection meanwhile.
 
     Args:
         bundled: whether to look for relations; not needed where it is known that there are none.
+        ignored: users of whom nothing is aggregated.
     """
     room_id = view.room.room_id
     bundles: dict[EventId, Bundle] = {}
-    ids = [event.event_id for event in events if event.state_key is None and event.redacted_by is None]
+    ids = [event.event_id for event in events if event.state_key is None]
     if bundled and ids:
         async with shards.of_room(room_id).reading() as tx:
-            bundles = await list_bundles(tx, room_id, ids, view.history.user_id, up_to=view.until)
+            bundles = await list_bundles(tx, room_id, ids, view.history.user_id, up_to=view.until, ignored=ignored)
+        drop_unseen(bundles, view.history)
     events, bundles = await _hide_erased(accounts, view, events, bundles)
     return serve_events(events, view.rules, view.reader(device_id, now_ms), room_id=room_id, bundles=bundles)
 

@@ -4,6 +4,7 @@ Spec: C-S API §Getting events for a room.
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ async def get_room_events(request: Request) -> Response:
     page_filter = parse_page_filter(query.get("filter"), ignored)
     limit = min(max(1, limit), MAX_LIMIT, page_filter.filter.limit_or(MAX_LIMIT) or 1)
     reply = await list_messages(
-        gateway, requester, room_id, backwards, query.get("from"), query.get("to"), limit, page_filter
+        gateway, requester, room_id, backwards, query.get("from"), query.get("to"), limit, page_filter, ignored
     )
     return json_reply(reply)
 
@@ -70,11 +71,13 @@ async def list_messages(
     stop: str | None,
     limit: int,
     page_filter: PageFilter,
+    ignored: Collection[UserId] = (),
 ) -> dict[str, Any]:
     """The answer of /messages.
 
     Args:
         start, stop: page or sync tokens; without `start` the page begins at the end that the direction comes from.
+        ignored: users of whom nothing is aggregated; `page_filter` leaves their events out.
     """
     now_ms = gateway.clock.now_ms()
     partition = gateway.shards.partition_of(room_id)
@@ -89,7 +92,14 @@ async def list_messages(
             read = await _read(tx, view, asked)
     view, page, members, bundled = read
     chunk = await serve_page(
-        gateway.shards, gateway.accounts, view, page.events, requester.device_id, now_ms, bundled=bundled
+        gateway.shards,
+        gateway.accounts,
+        view,
+        page.events,
+        requester.device_id,
+        now_ms,
+        bundled=bundled,
+        ignored=ignored,
     )
     state = None
     if page_filter.filter.lazy_load_members:

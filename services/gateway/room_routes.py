@@ -31,6 +31,7 @@ from services.gateway import (
     room_send,
     room_state,
     rooms,
+    search,
     threads_list,
     typing,
 )
@@ -42,7 +43,7 @@ HOT_ROUTES: tuple[Route, ...] = (*room_send.routes, *message_pagination.routes)
 _MODULES = (
     *(banning, create_room, directory, event_context, inviting, joining, kicking, knocking, leaving),
     *(list_joined_rooms, list_public_rooms, peeking_events, read_markers, receipts),
-    *(redaction, report_content, room_initial_sync, room_state, rooms, typing),
+    *(redaction, report_content, room_initial_sync, room_state, rooms, search, typing),
 )
 
 # Newer endpoints have a version of their own; clients knew them under the second prefix before.

@@ -4,10 +4,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
 from matrixcore.identifiers import ServerName
-from services.projector import directory, guest_access, memberships
+from services.projector import directory, guest_access, memberships, search
 from tessera.consumer_leases import ConsumerLeases
 from tessera.rebuilding import Rebuilder
 from tessera.record_consumer import RecordConsumer, Step
+from tessera.search_rebuilding import SearchRebuilder
 from tessera.service import Service, Surroundings
 
 
@@ -44,6 +45,13 @@ def _steps(around: Surroundings) -> Iterator[tuple[str, Step, Callable[[int], Aw
 
     yield memberships.CONSUMER, memberships.MembershipStep(around.fanout, server_name), rebuild_memberships
     yield directory.CONSUMER, directory.DirectoryStep(around.shards), rebuild_directory
+    searches = SearchRebuilder(around.shards)
+
+    async def rebuild_search(partition: int) -> None:
+        async for _ in searches.rebuild([partition]):
+            pass
+
+    yield search.CONSUMER, search.SearchStep(around.shards), rebuild_search
     if around.settings.allow_guest_access:
         guests = guest_access.GuestAccessStep()
         yield guest_access.CONSUMER, guests, lambda partition: guests.look_at_partition(around.accounts, partition)

@@ -28,11 +28,11 @@ from tessera.erased_events import hide_erased
 from tessera.event_serving import Reader
 from tessera.pagination_token import encode_page_token, point_before
 from tessera.records import OrderKey
-from tessera.room_visibility import MembershipHistory, sight_of
+from tessera.room_visibility import MembershipHistory, drop_unseen, sight_of
 from tessera.storage import sync_reads
 from tessera.storage.database import Transaction
 from tessera.storage.room_reads.events import EventRow
-from tessera.storage.room_reads.relations import Bundle
+from tessera.storage.room_reads.relations import Bundle, list_room_bundles
 from tessera.storage.sync_reads import EVERYTHING, KnownRoom, StateRow, SyncRoom
 from tessera.sync_token import Point
 from tessera.unread import ReadPoints, RoomUnread, count_unread
@@ -367,11 +367,11 @@ class ShardReader:
     async def _bundles(self) -> dict[RoomId, dict[EventId, Bundle]]:
         """Aggregated relations, for timelines that do not just continue. Spec: §Aggregations of child events."""
         events = {
-            room_id: (room.up_to, [row.event_id for row in room.events])
+            room_id: (room.up_to, [row.event_id for row in room.events if row.state_key is None])
             for room_id, room in self._rooms.items()
             if room.events and (room.limited or room.is_fresh)
         }
-        return await sync_reads.list_room_bundles(self._tx, events, self._user_id) if events else {}
+        return await list_room_bundles(self._tx, events, self._user_id, self._view.ignored) if events else {}
 
     def _section(self, room: _Room, bundles: Mapping[RoomId, dict[EventId, Bundle]]) -> Json:
         room_id = room.row.room_id
@@ -382,6 +382,7 @@ class ShardReader:
         state = room.state.values()
         kept = state if wanted.allows_everything else [row for row in state if _allows(wanted, room_id, row)]
         events, found = room.events, bundles.get(room_id, {})
+        drop_unseen(found, room.history)
         if self._view.erased and (room.is_fresh or room.planned.is_left):
             rules = ROOM_VERSIONS[room.row.room_version]
             events, found = hide_erased(room_id, rules, events, found, room.history, self._view.erased)

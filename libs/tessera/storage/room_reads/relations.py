@@ -3,7 +3,8 @@
 Spec: C-S API §Aggregations of child events, §Relationships API.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from matrixcore.identifiers import EventId, RoomId, UserId
@@ -25,44 +26,42 @@ class Bundle:
     participated: bool = False
 
 
-# Constant text is put together here; values are always parameters. ($3, $4): the reader sees nothing above.
-# An edit is by the same sender, of the same type, and of no state event; the newest by time counts.
-_EDITS = f"""
-SELECT DISTINCT ON (e.relates_to) {EVENT_COLUMNS}
-FROM rooms.events e
-JOIN rooms.events original ON original.room_id = e.room_id AND original.event_id = e.relates_to
-WHERE e.room_id = $1 AND e.relates_to = ANY($2::text[]) AND e.rel_type = 'm.replace' AND e.state_key IS NULL
-  AND (e.anchor, e.sub) <= ($3, $4) AND e.redacted_by IS NULL AND original.redacted_by IS NULL
-  AND original.state_key IS NULL AND original.rel_type IS DISTINCT FROM 'm.replace'
-  AND e.sender = original.sender AND e.type = original.type
-ORDER BY e.relates_to, e.origin_server_ts DESC, e.event_id DESC
-"""  # noqa: S608
-
-_HAVE_RELATIONS = """
-SELECT relates_to, rel_type, (array_agg(event_id ORDER BY anchor, sub) FILTER (WHERE rel_type = 'm.reference'))
-FROM rooms.events
-WHERE room_id = $1 AND relates_to = ANY($2::text[]) AND rel_type IN ('m.replace', 'm.reference', 'm.thread')
-  AND (anchor, sub) <= ($3, $4) AND redacted_by IS NULL
-GROUP BY relates_to, rel_type
+# Ways to relate that are bundled, of events that the reader may see; $4 are ignored users, $5 is the reader.
+_HAVE_BUNDLES = """
+SELECT w.room_id, w.event_id, c.rel_type,
+       (array_agg(c.event_id ORDER BY c.anchor, c.sub) FILTER (WHERE c.rel_type = 'm.reference'))[1:$6],
+       count(*), bool_or(c.sender = $5), max(c.anchor)
+FROM unnest($1::text[], $2::text[], $3::bigint[]) AS w (room_id, event_id, up_to)
+JOIN rooms.events c ON c.room_id = w.room_id AND c.relates_to = w.event_id AND c.anchor <= w.up_to
+WHERE c.rel_type IN ('m.replace', 'm.reference', 'm.thread') AND c.redacted_by IS NULL AND c.sender <> ALL($4::text[])
+GROUP BY w.room_id, w.event_id, c.rel_type
 """
 
-# The counts are of what the reader may see of the thread; $5 is the reader.
-_THREADS = f"""
-SELECT t.thread_root, t.replies, t.participated, {EVENT_COLUMNS}
-FROM (
-    SELECT thread_root, count(*) AS replies, bool_or(sender = $5) AS participated,
-           max(anchor) AS last_anchor
-    FROM rooms.events
-    WHERE room_id = $1 AND thread_root = ANY($2::text[]) AND relates_to = thread_root AND rel_type = 'm.thread'
-      AND (anchor, sub) <= ($3, $4) AND redacted_by IS NULL
-    GROUP BY thread_root
-) t
-JOIN LATERAL (
+# Constant text is put together here; values are always parameters.
+_LATEST = f"""
+SELECT w.room_id, w.event_id, {EVENT_COLUMNS}
+FROM unnest($1::text[], $2::text[], $3::bigint[]) AS w (room_id, event_id, anchor)
+CROSS JOIN LATERAL (
     SELECT * FROM rooms.events l
-    WHERE l.room_id = $1 AND l.thread_root = t.thread_root AND l.anchor = t.last_anchor AND l.rel_type = 'm.thread'
-      AND l.redacted_by IS NULL
+    WHERE l.room_id = w.room_id AND l.relates_to = w.event_id AND l.rel_type = 'm.thread' AND l.anchor = w.anchor
+      AND l.redacted_by IS NULL AND l.sender <> ALL($4::text[])
     ORDER BY l.sub DESC LIMIT 1
-) e ON true
+) e
+"""  # noqa: S608
+
+# The newest valid edit by time: by the sender of its target, of its type, neither being state, with a new content
+# unless that is encrypted. In canonical JSON the key cannot be spelt otherwise; within a string its quotes are escaped.
+_EDITS = f"""
+SELECT DISTINCT ON (e.room_id, e.relates_to) e.room_id, {EVENT_COLUMNS}
+FROM unnest($1::text[], $2::text[], $3::bigint[]) AS w (room_id, event_id, up_to)
+JOIN rooms.events original ON original.room_id = w.room_id AND original.event_id = w.event_id
+JOIN rooms.events e ON e.room_id = w.room_id AND e.relates_to = w.event_id AND e.rel_type = 'm.replace'
+    AND e.anchor <= w.up_to
+WHERE e.state_key IS NULL AND e.redacted_by IS NULL AND original.redacted_by IS NULL
+  AND original.state_key IS NULL AND original.rel_type IS DISTINCT FROM 'm.replace'
+  AND e.sender = original.sender AND e.type = original.type
+  AND (e.type = 'm.room.encrypted' OR position('"m.new_content":{{'::bytea IN e.pdu) > 0)
+ORDER BY e.room_id, e.relates_to, e.origin_server_ts DESC, e.event_id COLLATE "C" DESC
 """  # noqa: S608
 
 _CHILDREN = """
@@ -102,37 +101,85 @@ LIMIT 1
 
 
 async def list_bundles(
-    tx: Transaction, room_id: RoomId, event_ids: Sequence[EventId], reader: UserId, *, up_to: OrderKey | None = None
+    tx: Transaction,
+    room_id: RoomId,
+    event_ids: Sequence[EventId],
+    reader: UserId,
+    *,
+    up_to: OrderKey | None = None,
+    ignored: Collection[UserId] = (),
 ) -> dict[EventId, Bundle]:
-    """What is to be bundled with those of the events that have anything: one query, at most three.
+    """What is to be bundled with events of one room; see `list_room_bundles`.
 
     Args:
         up_to: the last point that the reader may see; None if there is no such limit.
     """
     if not event_ids:
         return {}
-    bundles: dict[EventId, Bundle] = {}
     top = up_to or HIGHEST
-    edited: list[EventId] = []
-    threads: list[EventId] = []
-    for target, rel_type, references in await tx.fetch(_HAVE_RELATIONS, room_id, list(event_ids), *top):
-        bundle = bundles.setdefault(target, Bundle())
-        if rel_type == "m.reference":
-            bundle.references = list(references[:MAX_BUNDLED_REFERENCES])
-        else:
-            (edited if rel_type == "m.replace" else threads).append(target)
+    return (await list_room_bundles(tx, {room_id: (top.anchor, event_ids)}, reader, ignored)).get(room_id, {})
+
+
+async def list_room_bundles(
+    tx: Transaction,
+    events: Mapping[RoomId, tuple[int, Sequence[EventId]]],
+    reader: UserId,
+    ignored: Collection[UserId] = (),
+) -> dict[RoomId, dict[EventId, Bundle]]:
+    """What is to be bundled with events of many rooms: one statement where nothing relates to them, at most four.
+
+    Bundled with the latest event of a thread is what relates to that, under its own ID.
+
+    Args:
+        events: room -> (anchor of the last event that the reader may see, events).
+        ignored: users of whom nothing is bundled.
+    """
+    tops = {room_id: up_to for room_id, (up_to, _) in events.items()}
+    asked = [(room_id, event_id) for room_id, (_, ids) in events.items() for event_id in ids]
+    bundles: dict[RoomId, dict[EventId, Bundle]] = defaultdict(dict)
+    edited, threads = await _gather(tx, bundles, asked, tops, reader, ignored)
     if threads:
-        for row in await tx.fetch(_THREADS, room_id, threads, *top, reader):
-            bundle = bundles[row[0]]
-            bundle.thread_count, bundle.participated = row[1], row[2]
-            bundle.thread_latest = EventRow(*row[3:])
-            edited.append(bundle.thread_latest.event_id)
+        latest: list[tuple[RoomId, EventId]] = []
+        columns = zip(*((*key, anchor) for key, anchor in threads.items()), strict=True)
+        for row in await tx.fetch(_LATEST, *(list(column) for column in columns), list(ignored)):
+            event = EventRow._make(row[2:])
+            bundles[row[0]][row[1]].thread_latest = event
+            latest.append((row[0], event.event_id))
+        edited += (await _gather(tx, bundles, latest, tops, reader, ignored))[0]
     if edited:
-        for row in await tx.fetch(_EDITS, room_id, edited, *top):
-            edit = EventRow(*row)
+        for row in await tx.fetch(_EDITS, *_columns(edited, tops)):
+            edit = EventRow._make(row[1:])
             assert edit.relates_to is not None
-            bundles.setdefault(edit.relates_to, Bundle()).edit = edit
+            bundles[row[0]][edit.relates_to].edit = edit
     return bundles
+
+
+async def _gather(
+    tx: Transaction,
+    bundles: dict[RoomId, dict[EventId, Bundle]],
+    asked: Sequence[tuple[RoomId, EventId]],
+    tops: Mapping[RoomId, int],
+    reader: UserId,
+    ignored: Collection[UserId],
+) -> tuple[list[tuple[RoomId, EventId]], dict[tuple[RoomId, EventId], int]]:
+    """Note in `bundles` what relates to events; answers those that may have edits, and the ends of threads."""
+    edited: list[tuple[RoomId, EventId]] = []
+    threads: dict[tuple[RoomId, EventId], int] = {}
+    rows = await tx.fetch(_HAVE_BUNDLES, *_columns(asked, tops), list(ignored), reader, MAX_BUNDLED_REFERENCES)
+    for room_id, event_id, rel_type, references, count, participated, last in rows:
+        bundle = bundles[room_id].setdefault(event_id, Bundle())
+        if rel_type == "m.reference":
+            bundle.references = references
+        elif rel_type == "m.thread":
+            bundle.thread_count, bundle.participated = count, participated
+            threads[room_id, event_id] = last
+        else:
+            edited.append((room_id, event_id))
+    return edited, threads
+
+
+def _columns(events: Sequence[tuple[RoomId, EventId]], tops: Mapping[RoomId, int]) -> list[list[object]]:
+    return [[one[0] for one in events], [one[1] for one in events], [tops[one[0]] for one in events]]
 
 
 async def list_children(

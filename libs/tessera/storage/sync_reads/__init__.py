@@ -21,7 +21,7 @@ from tessera.storage.sync_reads.people import (
     list_moved_members,
     list_rooms_of_users,
 )
-from tessera.storage.sync_reads.relations import list_relations_to, list_room_bundles
+from tessera.storage.sync_reads.relations import list_relations_to
 from tessera.storage.sync_reads.rooms import (
     HERO_COUNT,
     RECEIPTS_PER_ROOM,
@@ -55,7 +55,6 @@ __all__ = [
     "list_receipts",
     "list_relations_to",
     "list_rewound",
-    "list_room_bundles",
     "list_rooms_of_users",
     "list_state_changes",
     "list_states",
