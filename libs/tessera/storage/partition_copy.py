@@ -24,9 +24,9 @@ UNINDEXED = frozenset(("outcomes", "command_attempts", "dead_letters"))  # read 
 BY_PARTITION = ("records", "outcomes", "command_attempts", "dead_letters", "inbox")
 BY_ROOM = (
     "events", "event_edges", "current_state", "state_history", "forked_states", "room_servers", "threads",
-    "mentions", "receipts", "missing_events", "search", "search", "backward_extremities",
+    "mentions", "receipts", "missing_events", "search", "backward_extremities",
 )  # fmt: skip
-OF_THE_SHARD = frozenset(("partitions", "leases", "writers", "schema_revision", "fetches"))
+OF_THE_SHARD = frozenset(("partitions", "leases", "writers", "schema_revision", "fetches", "joins", "join_events"))
 COPIED = ("rooms", *BY_PARTITION, *BY_ROOM)
 
 _TABLES = """
