@@ -5,8 +5,6 @@ Spec: none; DESIGN.md section 3, docs/adr/0002.
 
 from collections.abc import Callable, Sequence
 
-from aiokafka import ConsumerRecord
-
 from tessera.bus.admission import undone_limit
 from tessera.bus.kafka import metrics
 from tessera.bus.kafka.backlog import Backlog, ReadDoneOffsets
@@ -14,6 +12,7 @@ from tessera.bus.kafka.cluster import Cluster
 from tessera.bus.kafka.decoding import decode_all
 from tessera.bus.kafka.envelope import make_headers
 from tessera.bus.kafka.feed import PartitionFeed
+from tessera.bus.kafka.fetch_request import FetchedRecord
 from tessera.bus.kafka.producing import InFlight, Producing
 from tessera.bus.kafka.topics import COMMANDS
 from tessera.bus.protocol import Delivered
@@ -118,7 +117,7 @@ class KafkaCommandReader:
         """Like `take`, without waiting."""
         return self._decode(self._feed.take_ready(limit))
 
-    def _decode(self, records: Sequence[ConsumerRecord]) -> list[Delivered]:
+    def _decode(self, records: Sequence[FetchedRecord]) -> list[Delivered]:
         return [
             Delivered(record.partition, record.offset, command)
             for record, command in decode_all(self._feed, self._topic, records, decode_command)

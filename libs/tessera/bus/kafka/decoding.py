@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import orjson
 import structlog
-from aiokafka import ConsumerRecord
 
 from tessera.bus.kafka import metrics
 from tessera.bus.kafka.envelope import Malformed, check_version
 from tessera.bus.kafka.feed import PartitionFeed
+from tessera.bus.kafka.fetch_request import FetchedRecord
 
 log = structlog.get_logger(__name__)
 
@@ -21,8 +21,8 @@ Decoded = TypeVar("Decoded")
 
 
 def decode_all(
-    feed: PartitionFeed, topic: str, records: Sequence[ConsumerRecord], decode: Callable[[bytes], Decoded]
-) -> Iterator[tuple[ConsumerRecord, Decoded]]:
+    feed: PartitionFeed, topic: str, records: Sequence[FetchedRecord], decode: Callable[[bytes], Decoded]
+) -> Iterator[tuple[FetchedRecord, Decoded]]:
     """Each record with what it says, as far as that is known; the feed is stopped where it is not."""
     stopped: set[int] = set()
     for record in records:
@@ -31,7 +31,7 @@ def decode_all(
         place = {"topic": topic, "partition": record.partition, "offset": record.offset}
         try:
             check_version(record.headers)
-            decoded = decode(record.value or b"")
+            decoded = decode(record.value)
         except (Malformed, orjson.JSONDecodeError) as error:
             metrics.MALFORMED.labels(topic).inc()
             log.error(

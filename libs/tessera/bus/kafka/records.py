@@ -11,12 +11,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from aiokafka import ConsumerRecord
-
 from tessera.bus.kafka.cluster import Cluster
 from tessera.bus.kafka.decoding import decode_all
 from tessera.bus.kafka.envelope import make_headers
 from tessera.bus.kafka.feed import PartitionFeed
+from tessera.bus.kafka.fetch_request import FetchedRecord
 from tessera.bus.kafka.producing import InFlight, Producing
 from tessera.bus.kafka.topics import RECORDS
 from tessera.bus.protocol import BusUnavailable, LogEnd, TopicReplaced
@@ -180,7 +179,7 @@ class KafkaRecordReader:
         await self._feed.close()
         self._on_close(self)
 
-    def _rewind(self, raw: ConsumerRecord, record: LogRecord) -> bool:
+    def _rewind(self, raw: FetchedRecord, record: LogRecord) -> bool:
         """Go back to the first record that the reader lacks, when a partition's first one comes; again if need be."""
         position = self._positions.get(raw.partition)
         if position is None or position.start is None:
