@@ -8,7 +8,7 @@ gateway did the network and account-store work before.
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import sha256
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 
@@ -100,10 +100,34 @@ class Unpark:
     """Ancestors have arrived: try the room's parked PDUs again."""
 
 
-CommandBody = Append | CreateRoom | Draft | AppendPdu | SetReceipts | ReceivePdus | Unpark
-_KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (Append, CreateRoom, Draft, AppendPdu, SetReceipts, ReceivePdus, Unpark)
-}
+@dataclass(frozen=True, slots=True)
+class EnterRoom:
+    """Take in the state that is staged for a join of ours (tessera.storage.joins), and the join itself."""
+
+    join_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoteMembership:
+    """A local user's membership in a room in which this server has no members: an invite, knock or leave.
+
+    Nothing of the room changes here but that its users hear of it. Refused (409 M_BAD_STATE) if this server does
+    follow the room: then the room's own events decide.
+
+    Attributes:
+        event_id, event_sender: of the member event.
+        stripped_state: JSON array, for invites and knocks.
+    """
+
+    user_id: UserId
+    membership: str
+    event_id: EventId
+    event_sender: UserId
+    stripped_state: bytes | None = None
+
+
+CommandBody = Append | CreateRoom | Draft | AppendPdu | SetReceipts | ReceivePdus | Unpark | EnterRoom | NoteMembership
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(CommandBody)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +253,8 @@ def _decode_kind(kind: str, fields: dict[str, Any]) -> CommandBody:
         fields["events"] = tuple(NewEvent(**event) for event in fields["events"])
     if "receipts" in fields:
         fields["receipts"] = tuple(Receipt(**receipt) for receipt in fields["receipts"])
-    for name in ("pdu", "create_pdu"):
-        if name in fields:
+    for name in ("pdu", "create_pdu", "stripped_state"):
+        if fields.get(name) is not None:
             fields[name] = fields[name].encode("latin-1")
     for name in ("expect_membership", "done_if_membership", "inbox_ids"):
         if name in fields:

@@ -31,6 +31,7 @@ class Building:
 
     Attributes:
         parts: of commands that name inbox rows and break the writer.
+        elsewhere: rooms of other servers of which nothing but a membership is told.
     """
 
     partitions: dict[int, PartitionWork]
@@ -38,6 +39,7 @@ class Building:
     now_ms: int
     parts: PartedCommands
     works: dict[RoomId, RoomWork] = field(default_factory=dict)
+    elsewhere: dict[RoomId, RoomWork] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
 
 
@@ -106,7 +108,7 @@ def _outcome_of(building: Building, rooms: HotRooms, command: Command, signer: S
     body = command.body
     if isinstance(body, CreateRoom):
         return _create(building, rooms, command, body, signer)
-    work = work_of(building, rooms, command)
+    work = work_of(building, rooms, command, signer)
     if isinstance(body, Append):
         return append(work, command, body, signer)
     if isinstance(body, Draft):
@@ -116,17 +118,24 @@ def _outcome_of(building: Building, rooms: HotRooms, command: Command, signer: S
     raise TypeError(f"{type(body).__name__} is no command about local events")
 
 
-def work_of(building: Building, rooms: HotRooms, command: Command) -> RoomWork:
+def work_of(building: Building, rooms: HotRooms, command: Command, signer: Signer) -> RoomWork:
     """The batch's work on the command's room.
 
     Raises:
-        Refused: there is no such room.
+        Refused: there is no such room, or others have it and this server has nobody in it.
     """
-    work = building.works.get(command.room_id)
+    work = find_work(building, rooms, command)
     if work is None:
-        hot = rooms.find(command.room_id)
-        if hot is None:
-            raise Refused(404, "M_NOT_FOUND", "Unknown room")
+        raise Refused(404, "M_NOT_FOUND", "Unknown room")
+    if not work.is_followed(signer.server_name):
+        raise Refused(404, "M_NOT_FOUND", "This server is not in the room")
+    return work
+
+
+def find_work(building: Building, rooms: HotRooms, command: Command) -> RoomWork | None:
+    """The batch's work on the command's room, whether this server is in it or not; None if there is no such room."""
+    work = building.works.get(command.room_id)
+    if work is None and (hot := rooms.find(command.room_id)) is not None:
         work = start_work(hot, building.partitions[command.partition], building.loaded, building.now_ms)
         building.works[command.room_id] = work
     return work

@@ -23,7 +23,18 @@ from services.rooms.room_work import PartitionWork, Signer, StateNotLoaded
 from tessera import tracing
 from tessera.bus import Delivered
 from tessera.clock import Clock
-from tessera.commands import Append, AppendPdu, Command, Draft, Outcome, ReceivePdus, Unpark, encode_outcome
+from tessera.commands import (
+    Append,
+    AppendPdu,
+    Command,
+    Draft,
+    EnterRoom,
+    NoteMembership,
+    Outcome,
+    ReceivePdus,
+    Unpark,
+    encode_outcome,
+)
 from tessera.fanout import Fanout
 from tessera.records import PartitionBatch
 from tessera.storage.database import Database, DatabaseUnavailable, Transaction
@@ -68,6 +79,17 @@ class _Gathered:
         """The offsets of those of a partition's commands that are decided."""
         own = self.offsets.get(partition, {})
         return {offset for command_id in decided for offset in own.get(command_id, ())}
+
+
+def _apart(commands: Sequence[Command]) -> list[list[Command]]:
+    """The commands in order, those alone that bring a whole room with them: nothing of it is in memory before."""
+    parts: list[list[Command]] = [[]]
+    for command in commands:
+        if isinstance(command.body, EnterRoom):
+            parts += [[command], []]
+        else:
+            parts[-1].append(command)
+    return [part for part in parts if part]
 
 
 class Decider:
@@ -116,7 +138,8 @@ class Decider:
         metrics.BATCH_COMMANDS.observe(len(commands))
         gathered.trace = tracing.begin_batch(commands) if tracing.is_on() else None
         try:
-            await self._decide(commands)
+            for part in _apart(commands):
+                await self._decide(part)
         finally:
             self._broken.parts.clear()
             if gathered.trace is not None:
@@ -213,7 +236,7 @@ class Decider:
             self._gathered.trace.stamp(command.id, records, first)
 
     def _needs_past(self, building: Building, command: Command) -> bool:
-        if isinstance(command.body, AppendPdu | ReceivePdus | Unpark):
+        if isinstance(command.body, AppendPdu | ReceivePdus | Unpark | EnterRoom | NoteMembership):
             return True
         room = building.works.get(command.room_id) or self._rooms.find(command.room_id)
         return room is not None and isinstance(command.body, Append | Draft) and has_many_ends(room.extremities)
@@ -241,7 +264,7 @@ class Decider:
         batch = WriterBatch(self._guards(building, finished))
         for outcome in building.outcomes:
             batch.outcomes.append((outcome.partition, outcome.command_id, int(outcome.status), encode_outcome(outcome)))
-        for work in building.works.values():
+        for work in (*building.works.values(), *building.elsewhere.values()):
             work.write(batch)
         self._broken.write(batch, commands)
         started = self._clock.monotonic()

@@ -15,6 +15,7 @@ from matrixcore.events import Event, InvalidEvent, load_event, parse_event, reda
 from matrixcore.identifiers import EventId, StateKey, server_of
 from matrixcore.verdicts import Accepted
 from services.rooms.batch_builder import Building, CommandFailed, refuse, take_loaded, work_of
+from services.rooms.entering import enter_room, note_elsewhere
 from services.rooms.hot_rooms import HotRooms
 from services.rooms.judging import Judged, Missing, judge, judge_outlier
 from services.rooms.local_events import accept
@@ -24,7 +25,17 @@ from services.rooms.needs import state_keys_of, want_events, want_state
 from services.rooms.redacting import find_target, may_apply
 from services.rooms.room_past import RoomPast
 from services.rooms.room_work import Refused, RoomWork, Signer, StateNotLoaded
-from tessera.commands import Append, AppendPdu, Command, Draft, NewEvent, Outcome, ReceivePdus
+from tessera.commands import (
+    Append,
+    AppendPdu,
+    Command,
+    Draft,
+    EnterRoom,
+    NewEvent,
+    NoteMembership,
+    Outcome,
+    ReceivePdus,
+)
 from tessera.storage import inbox, state_loading
 from tessera.storage.database import DatabaseUnavailable, Transaction
 from tessera.storage.inbox import InboxRow
@@ -63,7 +74,11 @@ async def _outcome_of(
     tx: Transaction, building: Building, rooms: HotRooms, command: Command, signer: Signer
 ) -> Outcome:
     body = command.body
-    receiver = Receiver(tx, building, rooms, work_of(building, rooms, command), signer)
+    if isinstance(body, EnterRoom):
+        return await enter_room(tx, building, rooms, command, body, signer)
+    if isinstance(body, NoteMembership):
+        return await note_elsewhere(tx, building, rooms, command, body, signer)
+    receiver = Receiver(tx, building, rooms, work_of(building, rooms, command, signer), signer)
     if isinstance(body, AppendPdu):
         return await receiver.append(command, body)
     if isinstance(body, Append | Draft):

@@ -84,6 +84,7 @@ class RoomWork:
     create_row: tuple[str, str, str, int] | None = None  # version, creator, create event, created_ms
     state_mark: int = 0
     changed: bool = False
+    is_here: bool = True  # False for a room of other servers: records about it have no room to change
     state_changes: dict[StateKey, Event | None] = field(default_factory=dict)
     server_changes: dict[str, int] = field(default_factory=dict)
     thread_changes: dict[EventId, ThreadSums] = field(default_factory=dict)
@@ -160,6 +161,12 @@ class RoomWork:
                 sorted(ServerName(name) for name, count in servers.items() if count > 0 and name != own)
             )
         return self._servers
+
+    def is_followed(self, own: ServerName) -> bool:
+        """Whether this server hears of all events of the room: it has members, or nobody has."""
+        if self.is_new or self.server_changes.get(own, self.hot.servers.get(own, 0)) > 0:
+            return True
+        return not any(count > 0 for count in {**self.hot.servers, **self.server_changes}.values())
 
     def record(self, kind: RecordKind, body: RecordBody, event_id: EventId | None = None) -> int:
         """Append a record to the partition; its position."""
@@ -252,7 +259,7 @@ class RoomWork:
         batch.add("receipts", ((part, room_id, *key, *receipt) for key, receipt in self.receipts.items()))
         if self.inbox:
             self._write_inbox(batch)
-        if self.changed:
+        if self.changed and self.is_here:
             self._write_room(batch)
 
     def _write_inbox(self, batch: WriterBatch) -> None:

@@ -23,6 +23,7 @@ from tessera.commands import Outcome, decode_outcome
 from tessera.storage.database import DatabaseUnavailable, Transaction
 
 COMMIT_TIMEOUT_SECONDS = 10.0
+BULK_COMMIT_TIMEOUT_SECONDS = 60.0  # of a whole room's state
 
 
 class CommitUnknown(Exception):
@@ -149,8 +150,9 @@ async def commit(tx: Transaction, batch: WriterBatch) -> CommitResult:
     sections = tuple(name for name in SECTIONS if batch.rows.get(name))
     is_single = len(batch.guards) == len(batch.outcomes) == 1 and all(len(batch.rows[name]) == 1 for name in sections)
     parameters = (_single_row if is_single else _columns)(batch, sections)
+    seconds = BULK_COMMIT_TIMEOUT_SECONDS if "staged_events" in sections else COMMIT_TIMEOUT_SECONDS
     try:
-        rows = await tx.fetch(_statement(sections, is_single), *parameters, timeout=COMMIT_TIMEOUT_SECONDS)
+        rows = await tx.fetch(_statement(sections, is_single), *parameters, timeout=seconds)
     except asyncpg.PostgresError as error:
         if (error.sqlstate or "08")[:2] in _UNKNOWN_CLASSES:
             raise CommitUnknown(str(error)) from error
@@ -213,6 +215,13 @@ _EVENT_TYPES = {
 _LISTS = ("servers", "mentions")
 _EVENT_COLUMNS = EventRow._fields[1:]
 _EVENT_VALUES = ", ".join(f"r.{name}::text[]" if name in _LISTS else f"r.{name}" for name in _EVENT_COLUMNS)
+
+_STAGED_COLUMNS = "join_id text, room_id text, position bigint, user_id text"
+_IS_STAGED_STATE = "j.is_state AND j.rejected IS NULL"
+_STAGED_SAME = (
+    "SELECT FROM rooms.join_events j WHERE j.join_id = r.join_id AND j.type = c.type AND j.state_key = c.state_key"
+    f" AND {_IS_STAGED_STATE}"
+)
 
 SECTIONS: Final[dict[str, _Section]] = {
     "records": _Section(
@@ -352,6 +361,46 @@ SECTIONS: Final[dict[str, _Section]] = {
         "partition integer, room_id text, missing_event_id text",
         "DELETE FROM rooms.missing_events t USING {rows} AND t.room_id = r.room_id"
         " AND t.missing_event_id = r.missing_event_id",
+    ),
+    # A join of ours: state and auth chain have been staged (tessera.storage.joins). The member event of who joins is
+    # not part of it, as the batch itself writes what follows.
+    "staged_events": _Section(
+        f"partition integer, {_STAGED_COLUMNS}, received_ms bigint",
+        "INSERT INTO rooms.events (room_id, event_id, type, state_key, sender, membership, depth, origin_server_ts,"
+        " received_ms, outlier, rejected, pdu) SELECT r.room_id, j.event_id, j.type, j.state_key, j.sender,"
+        " j.membership, j.depth, j.origin_server_ts, r.received_ms, true, j.rejected, j.pdu"
+        " FROM rooms.join_events j, {rows} AND j.join_id = r.join_id ON CONFLICT (room_id, event_id) DO NOTHING",
+    ),
+    "staged_state": _Section(
+        f"partition integer, {_STAGED_COLUMNS}",
+        "INSERT INTO rooms.current_state (room_id, type, state_key, event_id, anchor, sub, membership)"
+        " SELECT r.room_id, j.type, j.state_key, j.event_id, r.position, 0, j.membership"
+        f" FROM rooms.join_events j, {{rows}} AND j.join_id = r.join_id AND {_IS_STAGED_STATE}"
+        " AND NOT (j.type = 'm.room.member' AND j.state_key = r.user_id)"
+        " ON CONFLICT (room_id, type, state_key) DO UPDATE SET event_id = excluded.event_id,"
+        " anchor = excluded.anchor, sub = excluded.sub, membership = excluded.membership",
+    ),
+    "staged_history": _Section(
+        f"partition integer, {_STAGED_COLUMNS}",
+        "INSERT INTO rooms.state_history (room_id, type, state_key, anchor, sub, event_id, membership)"
+        " SELECT r.room_id, j.type, j.state_key, r.position, 0, j.event_id, j.membership"
+        f" FROM rooms.join_events j, {{rows}} AND j.join_id = r.join_id AND {_IS_STAGED_STATE}",
+    ),
+    # What the room had when this server lost sight of it, and has no more.
+    "staged_history_gone": _Section(
+        f"partition integer, {_STAGED_COLUMNS}",
+        "INSERT INTO rooms.state_history (room_id, type, state_key, anchor, sub)"
+        " SELECT r.room_id, c.type, c.state_key, r.position, 0 FROM rooms.current_state c, {rows}"
+        f" AND c.room_id = r.room_id AND NOT EXISTS ({_STAGED_SAME})",
+    ),
+    "staged_state_gone": _Section(
+        f"partition integer, {_STAGED_COLUMNS}",
+        "DELETE FROM rooms.current_state c USING {rows} AND c.room_id = r.room_id"
+        f" AND NOT (c.type = 'm.room.member' AND c.state_key = r.user_id) AND NOT EXISTS ({_STAGED_SAME})",
+    ),
+    "joins_done": _Section(
+        "partition integer, join_id text",
+        "UPDATE rooms.joins t SET state = 'done' FROM {rows} AND t.join_id = r.join_id",
     ),
     "dead_letters": _Section(
         "partition integer, command_id bytea, room_id text, command bytea, error text",
