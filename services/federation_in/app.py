@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from fastapi import APIRouter
 from starlette.routing import BaseRoute
 
-from services.federation_in import keys, version
+from services.federation_in import keys, transactions, version
 
 # One line for each module; those of `keys` are a resource of their own, which listeners may name apart.
-_MODULES = (version,)
+_MODULES = (transactions, version)
 
 
 def federation_routes() -> Iterator[BaseRoute]:

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from matrixcore.identifiers import ServerName
 from services.federation_in.app import federation_routers, federation_routes, key_routers
 from services.federation_in.dependencies import FederationInDeps
+from services.federation_in.intake import open_intake
 from tessera.room_commands import RoomCommands
 from tessera.service import Service, Surroundings
 from tessera.storage.outcomes import ShardOutcomes
@@ -31,11 +32,12 @@ async def open_federation_in(around: Surroundings) -> AsyncIterator[Service]:
     )
     await commands.start()
     try:
-        yield Service(
-            routes={"federation": list(federation_routes())},
-            routers={"federation": list(federation_routers()), "keys": list(key_routers())},
-            state={"federation_in": deps},
-            background=(commands.poll_overdue,),
-        )
+        async with open_intake(deps) as intake:
+            yield Service(
+                routes={"federation": list(federation_routes())},
+                routers={"federation": list(federation_routers()), "keys": list(key_routers())},
+                state={"federation_in": deps, "transactions": intake.transactions},
+                background=(commands.poll_overdue, *intake.background),
+            )
     finally:
         await commands.stop()

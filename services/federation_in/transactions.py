@@ -21,7 +21,6 @@ from starlette.routing import Route
 from matrixcore.identifiers import ServerName
 from services.federation_in.naming import InboxNaming
 from services.federation_in.receiving import PduReceiver
-from services.federation_in.rescissions import InviteRescinder
 from services.federation_in.routing import V1
 from tessera.clock import Clock
 from tessera.federation.authentication import Peer, PeerAuthenticator
@@ -55,16 +54,27 @@ class EduReceiver(Protocol):
         """EDUs have been stored (`storage.received_transactions.take_edus`)."""
 
 
+class InviteRescinder(Protocol):
+    """What becomes of PDUs of rooms in which this server has nobody."""
+
+    async def take_back(self, origin: ServerName, pdus: Sequence[Mapping[str, Any]]) -> None:
+        """End those invites of local users that these PDUs end; everything else is dropped."""
+
+
 @dataclass(frozen=True, slots=True)
 class TransactionReceiver:
-    """Everything that a transaction needs."""
+    """Takes in whole transactions.
+
+    Attributes:
+        edus: None drops what is not stored.
+    """
 
     accounts: Database
     pdus: PduReceiver
     naming: InboxNaming
-    edus: EduReceiver
-    rescinder: InviteRescinder
     clock: Clock
+    edus: EduReceiver | None = None
+    rescinder: InviteRescinder | None = None
     locks: "OriginLocks" = field(default_factory=lambda: OriginLocks())
 
     async def receive(self, peer: Peer, txn_id: str) -> bytes:
@@ -84,22 +94,21 @@ class TransactionReceiver:
         self, origin: ServerName, txn_id: str, pdus: Sequence[object], edus: Sequence[Mapping[str, Any]]
     ) -> bytes:
         received = await self.pdus.receive(origin, pdus)
-        results = {
-            event_id: {} if wrong is None else {"error": wrong} for event_id, wrong in received.results.items()
-        }
+        results = {event_id: {} if wrong is None else {"error": wrong} for event_id, wrong in received.results.items()}
         reply = orjson.dumps({"pdus": results})
         durable = [edu for edu in edus if edu["edu_type"] in DURABLE_EDUS]
         async with self.accounts.reading() as tx:
             if durable and await received_transactions.count_edus(tx, origin, MAX_LYING_EDUS) >= MAX_LYING_EDUS:
                 raise Unavailable("Too many of your EDUs wait", retry_after_ms=30_000)
             await received_transactions.add(tx, origin, txn_id, reply, durable, self.clock.now_ms())
-        if received.unknown:
+        if received.unknown and self.rescinder is not None:
             await self.rescinder.take_back(origin, received.unknown)
         await self.naming.name(received.names)
-        if durable:
-            self.edus.wake()
-        if passing := [edu for edu in edus if edu["edu_type"] not in DURABLE_EDUS]:
-            await self.edus.receive_edus(origin, passing)
+        if self.edus is not None:
+            if durable:
+                self.edus.wake()
+            if passing := [edu for edu in edus if edu["edu_type"] not in DURABLE_EDUS]:
+                await self.edus.receive_edus(origin, passing)
         return reply
 
 

@@ -1,0 +1,33 @@
+"""Puts together what takes in the transactions of other servers."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from services.federation_in.dependencies import FederationInDeps
+from services.federation_in.naming import InboxNaming
+from services.federation_in.receiving import PduReceiver
+from services.federation_in.transactions import EduReceiver, TransactionReceiver
+from tessera.service import Background
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """What receives transactions, and what runs beside it."""
+
+    transactions: TransactionReceiver
+    naming: InboxNaming
+    background: tuple[Background, ...]
+
+
+@asynccontextmanager
+async def open_intake(deps: FederationInDeps, edus: EduReceiver | None = None) -> AsyncIterator[Intake]:
+    """Everything from a transaction to the names of its PDUs."""
+    naming = InboxNaming(deps.bus, deps.fanout, deps.shards, deps.clock, deps.ids, on_parked=lambda room_id: None)
+    receiver = PduReceiver(deps.server_name, deps.shards, deps.federation.keyring, deps.clock)
+    transactions = TransactionReceiver(deps.accounts, receiver, naming, deps.clock, edus)
+    await naming.start()
+    try:
+        yield Intake(transactions, naming, (naming.sweep,))
+    finally:
+        await naming.stop()
