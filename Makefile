@@ -11,7 +11,7 @@ DEVELOPMENT := .venv/.development-stamp
 JS := tests/interop/js/node_modules/.package-lock.json
 PYTEST := $(BIN)/pytest
 
-.PHONY: run test check test-unit test-integration test-interop simulation chaos chaos-short rolling bench lock clean
+.PHONY: run test check test-unit test-integration test-interop synapse simulation chaos chaos-short rolling bench lock clean
 
 run: $(RUNTIME)
 	@test -e $(DATA)/homeserver.yaml || $(BIN)/tessera generate-config --server-name $(SERVER_NAME) --data $(DATA) --port $(PORT)
@@ -35,6 +35,10 @@ test-unit: $(DEVELOPMENT)
 
 test-integration: $(DEVELOPMENT)
 	$(PYTEST) tests/integration -n 2 --dist loadfile
+
+# A Synapse to federate with, outside our lock; tests make it themselves when they need it first.
+synapse: $(DEVELOPMENT)
+	@$(BIN)/python -m tests.fixtures.synapse
 
 test-interop: $(DEVELOPMENT) $(JS)
 	$(PYTEST) tests/interop
@@ -65,7 +69,7 @@ lock: .venv/bin/python
 	$(BIN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-trusted-host --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
 
 clean:
-	rm -rf .venv tests/interop/js/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .cache tests/interop/js/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Tessera needs Python 3.11 or newer"; exit 1; }

@@ -13,7 +13,10 @@ from tessera.embedded_postgres import EmbeddedPostgres
 from tessera.storage.database import Database
 from tessera.storage.migrations import Tree, migrate
 from tessera.storage.shards import RoomShards
+from tests.fixtures.federated_server import FederatedServer
 from tests.fixtures.kafka_broker import Broker, shared_broker
+from tests.fixtures.peer_certificates import PeerAuthority
+from tests.fixtures.synapse import SynapseServer
 
 PARTITIONS = 64
 # A crash of the machine may take a test's database with it.
@@ -112,3 +115,31 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
         folder = folder.parent
     with shared_broker(folder / "kafka") as broker:
         yield broker
+
+
+@pytest.fixture(scope="session")
+def peer_authority(tmp_path_factory: pytest.TempPathFactory) -> PeerAuthority:
+    """Signs the certificates of all servers that federate in a test process."""
+    return PeerAuthority(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def synapse_server(peer_authority: PeerAuthority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SynapseServer]:
+    """A Synapse that runs for all tests of a process; whoever stops it starts it again."""
+    synapse = SynapseServer(tmp_path_factory.mktemp("synapse"), peer_authority)
+    try:
+        synapse.start()
+        yield synapse
+    finally:
+        synapse.stop()
+
+
+@pytest.fixture
+async def tessera_server(
+    peer_authority: PeerAuthority, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[FederatedServer]:
+    """A whole server in a process of its own, ready to federate."""
+    server = FederatedServer(tmp_path_factory.mktemp("tessera"), peer_authority)
+    await server.start()
+    yield server
+    await server.stop()
