@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from services.gateway import departures, guest_removal, profile_propagation, stale_devices
+from services.gateway import departures, guest_removal, profile_propagation, room_upgrade_saga, stale_devices
 from services.gateway.app import build_gateway, gateway_routers, gateway_routes
 from services.gateway.passwords import Passwords
 from tessera.room_commands import RoomCommands
@@ -42,6 +42,7 @@ async def open_gateway(around: Surroundings) -> AsyncIterator[Service]:
                 gateway.receipts.run,
                 lambda: profile_propagation.run(around.accounts, gateway.propagate_profile, around.clock),
                 lambda: departures.run(gateway.rooms, around.clock),
+                lambda: room_upgrade_saga.run(gateway.rooms, around.clock),
                 lambda: stale_devices.run(gateway, around.clock),
                 *(
                     (lambda: guest_removal.run(gateway.rooms, around.clock),)

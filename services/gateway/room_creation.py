@@ -10,7 +10,7 @@ import structlog
 from matrixcore.event_building import build_event
 from matrixcore.events import Event, InvalidEvent
 from matrixcore.identifiers import EventId, RoomAlias, RoomId, ServerName, UserId, server_of
-from matrixcore.room_versions import EventIdFormat
+from matrixcore.room_versions import EventIdFormat, RoomVersionRules
 from matrixcore.signing import SigningKey
 from services.gateway.directory_rules import DirectoryRules
 from services.gateway.member_profiles import load_invitees
@@ -71,7 +71,7 @@ class RoomMaker:
         self, session: Session, room: NewRoom, content: dict[str, object], events: tuple[NewEvent, ...]
     ) -> RoomId:
         for shift in range(MAX_SHIFTS):
-            create = self._build_create_event(room, content, self.changes.clock.now_ms() + shift)
+            create = self.build_create_event(room.creator, room.rules, content, self.changes.clock.now_ms() + shift)
             if room.alias is not None:
                 self.rules.check_alias(room.creator, create.room_id, room.alias)
             if room.is_public:
@@ -89,8 +89,15 @@ class RoomMaker:
             return create.room_id
         raise AssertionError("the loop returns or raises")
 
-    def _build_create_event(self, room: NewRoom, content: dict[str, object], now_ms: int) -> Event:
-        rules, ids = room.rules, self.changes.ids
+    def build_create_event(
+        self, creator: UserId, rules: RoomVersionRules, content: dict[str, object], now_ms: int
+    ) -> Event:
+        """The signed m.room.create of a new room, whose ID it gives or is.
+
+        Raises:
+            MatrixError: the content is too large (413) or none (400).
+        """
+        ids = self.changes.ids
         room_id = event_id = None
         if not rules.room_id_is_create_event_id:
             room_id = RoomId(f"!{ids.letters(ROOM_LOCALPART_LETTERS)}:{self.server_name}")
@@ -100,7 +107,7 @@ class RoomMaker:
             return build_event(
                 rules=rules,
                 room_id=room_id,
-                sender=room.creator,
+                sender=creator,
                 event_type="m.room.create",
                 state_key="",
                 content=content,

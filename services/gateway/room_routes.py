@@ -30,6 +30,7 @@ from services.gateway import (
     room_initial_sync,
     room_send,
     room_state,
+    room_upgrades,
     rooms,
     search,
     threads_list,
@@ -44,6 +45,7 @@ _MODULES = (
     *(banning, create_room, directory, event_context, inviting, joining, kicking, knocking, leaving),
     *(list_joined_rooms, list_public_rooms, peeking_events, read_markers, receipts),
     *(redaction, report_content, room_initial_sync, room_state, rooms, search, typing),
+    *(room_upgrades,),
 )
 
 # Newer endpoints have a version of their own; clients knew them under the second prefix before.

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
 from matrixcore.identifiers import ServerName
-from services.projector import directory, guest_access, memberships, search
+from services.projector import directory, guest_access, memberships, search, upgraded_rooms
 from tessera.consumer_leases import ConsumerLeases
 from tessera.rebuilding import Rebuilder
 from tessera.record_consumer import RecordConsumer, Step
@@ -52,6 +52,12 @@ def _steps(around: Surroundings) -> Iterator[tuple[str, Step, Callable[[int], Aw
             pass
 
     yield search.CONSUMER, search.SearchStep(around.shards), rebuild_search
+    upgrades = upgraded_rooms.UpgradedRoomsStep(around.shards, around.fanout, server_name)
+    yield upgraded_rooms.CONSUMER, upgrades, _leave_as_it_is
     if around.settings.allow_guest_access:
         guests = guest_access.GuestAccessStep()
         yield guest_access.CONSUMER, guests, lambda partition: guests.look_at_partition(around.accounts, partition)
+
+
+async def _leave_as_it_is(partition: int) -> None:
+    """What users took along is theirs: it is not projected anew."""
