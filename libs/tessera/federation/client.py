@@ -158,6 +158,21 @@ class FederationClient:
             yield PeerStream(response.headers, response, max_bytes)
 
     @asynccontextmanager
+    async def stream_put(
+        self,
+        server: str,
+        path: str,
+        body: Mapping[str, Any] | bytes,
+        query: Query = _NO_QUERY,
+        *,
+        timeout_s: float = TIMEOUT_SECONDS,
+        max_bytes: int = MAX_ANSWER_BYTES,
+    ) -> AsyncIterator[PeerStream]:
+        """PUT a JSON object whose answer is long, as that of send_join. The time covers the block."""
+        async with self._request("PUT", server, path, query, body, timeout_s) as response:
+            yield PeerStream(response.headers, response, max_bytes)
+
+    @asynccontextmanager
     async def stream_url(self, url: str, *, timeout_s: float, max_bytes: int) -> AsyncIterator[PeerStream]:
         """GET an https URL that a peer has named in place of a body; not signed, guarded like the rest."""
         parts = urlsplit(url)
