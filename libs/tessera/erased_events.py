@@ -29,6 +29,12 @@ def unheard_senders(
     return {row.sender for row in shown if is_unheard(row, history)}
 
 
+def redacted_row(row: EventRow, rules: RoomVersionRules, room_id: RoomId) -> EventRow:
+    """An event as if it had been redacted, for one reader."""
+    event = redact_event(load_event(row.pdu, row.event_id, rules, room_id=room_id))
+    return row._replace(pdu=event.pdu, previous_pdu=None, replaces_state=None)
+
+
 def hide_erased(
     room_id: RoomId,
     rules: RoomVersionRules,
@@ -42,15 +48,11 @@ def hide_erased(
     def is_hidden(row: EventRow) -> bool:
         return row.sender in erased and is_unheard(row, history)
 
-    def redacted(row: EventRow) -> EventRow:
-        event = redact_event(load_event(row.pdu, row.event_id, rules, room_id=room_id))
-        return row._replace(pdu=event.pdu, previous_pdu=None, replaces_state=None)
-
     shown: list[EventRow] = []
     found = dict(bundles)
     for row in rows:
         if is_hidden(row):
-            shown.append(redacted(row))
+            shown.append(redacted_row(row, rules, room_id))
             # Its relations go with it: an edit would tell what the event no longer says.
             found.pop(row.event_id, None)
             continue
@@ -58,5 +60,5 @@ def hide_erased(
         bundle = found.get(row.event_id)
         if bundle is not None and bundle.thread_latest is not None and is_hidden(bundle.thread_latest):
             found.pop(bundle.thread_latest.event_id, None)
-            found[row.event_id] = replace(bundle, thread_latest=redacted(bundle.thread_latest))
+            found[row.event_id] = replace(bundle, thread_latest=redacted_row(bundle.thread_latest, rules, room_id))
     return shown, found

@@ -7,7 +7,7 @@ from fastapi import Query
 from starlette.responses import Response
 
 from services.gateway.dependencies import GatewayDep
-from services.gateway.event_pages import read_page, serve_page
+from services.gateway.event_pages import list_ignored, read_page, serve_page
 from services.gateway.path_identifiers import point_of, room_id_of
 from services.gateway.room_access import require_view
 from services.gateway.routing import CurrentRequester, client_router
@@ -70,6 +70,10 @@ async def peek_events(
     finally:
         await subscription.close()
     now_ms = gateway.clock.now_ms()
-    chunk = await serve_page(gateway.shards, gateway.accounts, view, page.events, requester.device_id, now_ms)
+    ignored = await list_ignored(gateway.accounts, requester.user_id)
+    events = [event for event in page.events if event.state_key is not None or event.sender not in ignored]
+    chunk = await serve_page(
+        gateway.shards, gateway.accounts, view, events, requester.device_id, now_ms, ignored=ignored
+    )
     end = page.events[-1].order if page.events else begin
     return json_reply({"start": encode_page_token(begin), "end": encode_page_token(end), "chunk": chunk})

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from matrixcore.visibility import Sight
 from services.gateway.dependencies import GatewayDep
-from services.gateway.event_pages import serve_page
+from services.gateway.event_pages import list_ignored, serve_page
 from services.gateway.path_identifiers import event_id_of, point_of, room_id_of
 from services.gateway.room_access import require_view
 from services.gateway.routing import CurrentRequester, client_router
@@ -17,7 +17,7 @@ from tessera.http.replies import json_reply
 from tessera.pagination_token import encode_page_token, point_before
 from tessera.room_visibility import list_visible, sight_of
 from tessera.storage.room_reads.events import find_event
-from tessera.storage.room_reads.relations import list_children
+from tessera.storage.room_reads.relations import MAX_DEPTH, list_children
 
 router = client_router()
 
@@ -38,6 +38,7 @@ async def get_relating_events(
     stop: Annotated[str | None, Query(alias="to")] = None,
     limit: Annotated[int, Query(ge=0)] = DEFAULT_LIMIT,
     direction: Annotated[Literal["b", "f"], Query(alias="dir")] = "b",
+    recurse: bool | None = None,
 ) -> Response:
     """The events that relate to an event: all, those in one way, or those in one way and of one type."""
     path = request.path_params
@@ -49,6 +50,7 @@ async def get_relating_events(
         view = await require_view(gateway.shards, gateway.accounts, room, requester.user_id)
     except Forbidden as error:
         raise NotFound("Event not found") from error
+    ignored = await list_ignored(gateway.accounts, requester.user_id)
     async with gateway.shards.of_room(room).reading() as tx:
         parent = await find_event(tx, room, target)
         if parent is None or sight_of(parent, view.history) is Sight.HIDDEN:
@@ -65,14 +67,20 @@ async def get_relating_events(
             backwards=backwards,
             limit=limit,
             kinds=kinds,
+            recursive=bool(recurse),
+            ignored=ignored,
         )
     visible = list_visible(rows, view.history)
     now_ms = gateway.clock.now_ms()
-    chunk = await serve_page(gateway.shards, gateway.accounts, view, visible, requester.device_id, now_ms)
+    chunk = await serve_page(
+        gateway.shards, gateway.accounts, view, visible, requester.device_id, now_ms, ignored=ignored
+    )
     reply: dict[str, Any] = {"chunk": chunk}
     if len(rows) == limit:
         last = rows[-1].order
         reply["next_batch"] = encode_page_token(point_before(last) if backwards else last)
     if start is not None:
         reply["prev_batch"] = start
+    if recurse is not None:
+        reply["recursion_depth"] = MAX_DEPTH if recurse else 1
     return json_reply(reply)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from matrixcore.visibility import Sight
 from services.gateway.dependencies import GatewayDep
-from services.gateway.event_pages import serve_page
+from services.gateway.event_pages import list_ignored, serve_page
 from services.gateway.path_identifiers import event_id_of, point_of, room_id_of
 from services.gateway.room_access import require_joined, require_view
 from services.gateway.routing import CurrentRequester, client_router
@@ -41,7 +41,10 @@ async def get_one_room_event(room_id: str, event_id: str, requester: CurrentRequ
     if row is None or sight_of(row, view.history) is Sight.HIDDEN:
         raise NotFound("Event not found")
     now_ms = gateway.clock.now_ms()
-    served = await serve_page(gateway.shards, gateway.accounts, view, [row], requester.device_id, now_ms)
+    ignored = await list_ignored(gateway.accounts, requester.user_id)
+    served = await serve_page(
+        gateway.shards, gateway.accounts, view, [row], requester.device_id, now_ms, ignored=ignored
+    )
     return json_reply(served[0])
 
 

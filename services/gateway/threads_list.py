@@ -6,10 +6,11 @@ from fastapi import Query
 from starlette.responses import Response
 
 from services.gateway.dependencies import GatewayDep
-from services.gateway.event_pages import serve_page
+from services.gateway.event_pages import list_ignored, serve_page
 from services.gateway.path_identifiers import point_of, room_id_of
 from services.gateway.room_access import require_view
 from services.gateway.routing import CurrentRequester, client_router
+from tessera.erased_events import redacted_row
 from tessera.http.replies import json_reply
 from tessera.pagination_token import encode_page_token
 from tessera.records import OrderKey
@@ -41,8 +42,13 @@ async def get_thread_roots(
             tx, room, up_to=begin, participant=requester.user_id if include == "participated" else None, limit=limit
         )
     visible = list_visible([root for _, root in threads], view.history)
+    ignored = await list_ignored(gateway.accounts, requester.user_id)
+    # A client that gathers threads itself would know of such a root only that it is there.
+    roots = [redacted_row(root, view.rules, room) if root.sender in ignored else root for root in visible]
     now_ms = gateway.clock.now_ms()
-    chunk = await serve_page(gateway.shards, gateway.accounts, view, visible, requester.device_id, now_ms)
+    chunk = await serve_page(
+        gateway.shards, gateway.accounts, view, roots, requester.device_id, now_ms, ignored=ignored
+    )
     reply: dict[str, Any] = {"chunk": chunk}
     if len(threads) == limit:
         # Replies have anchors of their own, so that the next page begins just below the last thread's latest.

@@ -13,6 +13,8 @@ from tessera.storage.database import Transaction
 from tessera.storage.room_reads.events import EVENT_COLUMNS, HIGHEST, LOWEST, EventRow
 
 MAX_BUNDLED_REFERENCES = 100
+MAX_DEPTH = 3  # relations from an event to those that relate to it indirectly
+MAX_DESCENDANTS = 10_000  # nearest first
 
 
 @dataclass(slots=True)
@@ -65,32 +67,52 @@ ORDER BY e.room_id, e.relates_to, e.origin_server_ts DESC, e.event_id COLLATE "C
 """  # noqa: S608
 
 _CHILDREN = """
-SELECT {columns} FROM rooms.events e
-WHERE e.room_id = $1 AND e.relates_to = $2 AND (e.anchor, e.sub) > ($3, $4) AND (e.anchor, e.sub) <= ($5, $6)
-  AND e.redacted_by IS NULL {conditions}
+{descendants}
+SELECT {columns} FROM rooms.events e {found}
+WHERE e.room_id = $1 {related} AND (e.anchor, e.sub) > ($3, $4) AND (e.anchor, e.sub) <= ($5, $6)
+  AND e.redacted_by IS NULL AND (e.state_key IS NOT NULL OR e.sender <> ALL($8::text[])) {conditions}
 ORDER BY e.anchor {direction}, e.sub {direction} LIMIT $7
 """
-# By direction, and by how many of rel_type and type are asked for.
+_DIRECT = {"descendants": "", "found": "", "related": "AND e.relates_to = $2"}
+# What a redacted event related to is forgotten, and what related to it hangs in the air.
+_RECURSIVE = {
+    "descendants": f"""
+WITH RECURSIVE related (event_id, depth) AS (
+    SELECT $2::text, 0
+    UNION ALL
+    SELECT c.event_id, r.depth + 1
+    FROM related r JOIN rooms.events c ON c.room_id = $1 AND c.relates_to = r.event_id
+    WHERE r.depth < {MAX_DEPTH} AND c.redacted_by IS NULL AND c.anchor IS NOT NULL
+), descendants AS MATERIALIZED (SELECT event_id FROM related WHERE depth > 0 LIMIT {MAX_DESCENDANTS})""",  # noqa: S608
+    "found": "JOIN descendants d ON d.event_id = e.event_id",
+    "related": "",
+}
+# By direction, by whether indirect relations count, and by how many of rel_type and type are asked for.
 _CHILDREN_PAGES = {
-    (backwards, len(conditions)): _CHILDREN.format(
+    (backwards, recursive, len(conditions)): _CHILDREN.format(
         columns=EVENT_COLUMNS,
         conditions=" ".join(conditions),
         direction="DESC" if backwards else "ASC",
+        **(_RECURSIVE if recursive else _DIRECT),
     )
     for backwards in (True, False)
-    for conditions in ([], ["AND e.rel_type = $8"], ["AND e.rel_type = $8", "AND e.type = $9"])
+    for recursive in (True, False)
+    for conditions in ([], ["AND e.rel_type = $9"], ["AND e.rel_type = $9", "AND e.type = $10"])
 }
 
 _THREAD_ROOTS = f"""
 SELECT t.latest_anchor, {EVENT_COLUMNS} FROM rooms.threads t
 JOIN rooms.events e ON e.room_id = t.room_id AND e.event_id = t.thread_root
-WHERE t.room_id = $1 AND t.latest_anchor <= $2 AND e.anchor IS NOT NULL
-  AND ($3::text IS NULL OR e.sender = $3 OR EXISTS (
+WHERE t.room_id = $1 AND t.latest_anchor <= $2 AND t.reply_count > 0 AND e.anchor IS NOT NULL {{participated}}
+ORDER BY t.latest_anchor DESC LIMIT $3
+"""  # noqa: S608
+_ALL_THREADS = _THREAD_ROOTS.format(participated="")
+_PARTICIPATED = _THREAD_ROOTS.format(
+    participated="""AND (e.sender = $4 OR EXISTS (
         SELECT 1 FROM rooms.events reply
         WHERE reply.room_id = t.room_id AND reply.thread_root = t.thread_root AND reply.rel_type = 'm.thread'
-          AND reply.sender = $3 AND reply.anchor IS NOT NULL))
-ORDER BY t.latest_anchor DESC LIMIT $4
-"""  # noqa: S608
+          AND reply.sender = $4 AND reply.anchor IS NOT NULL AND reply.redacted_by IS NULL))"""
+)
 
 _ANNOTATION_SENT = """
 SELECT sender_device, txn_id FROM rooms.events
@@ -192,14 +214,19 @@ async def list_children(
     backwards: bool,
     limit: int,
     kinds: Sequence[str] = (),
+    recursive: bool = False,
+    ignored: Collection[UserId] = (),
 ) -> list[EventRow]:
     """A page of the events that relate to `event_id`, with after < key <= up_to; redacted ones relate no more.
 
     Args:
         kinds: only those of this rel_type, and of this event type if there is a second element.
+        recursive: those too that relate to it through others, of whatever kind: MAX_DEPTH relations at most.
+        ignored: users whose events, other than state, are left out.
     """
-    query = _CHILDREN_PAGES[backwards, len(kinds)]
-    rows = await tx.fetch(query, room_id, event_id, *(after or LOWEST), *(up_to or HIGHEST), limit, *kinds)
+    query = _CHILDREN_PAGES[backwards, recursive, len(kinds)]
+    bounds = (*(after or LOWEST), *(up_to or HIGHEST))
+    rows = await tx.fetch(query, room_id, event_id, *bounds, limit, list(ignored), *kinds)
     return [EventRow._make(row) for row in rows]
 
 
@@ -212,7 +239,10 @@ async def list_thread_roots(
         up_to: only threads whose latest reply lies at or before this point.
         participant: only threads in which this user has written.
     """
-    rows = await tx.fetch(_THREAD_ROOTS, room_id, up_to.anchor, participant, limit)
+    if participant is None:
+        rows = await tx.fetch(_ALL_THREADS, room_id, up_to.anchor, limit)
+    else:
+        rows = await tx.fetch(_PARTICIPATED, room_id, up_to.anchor, limit, participant)
     return [(row[0], EventRow(*row[1:])) for row in rows]
 
 
