@@ -1,6 +1,7 @@
 """The gateway's application: all routes that it serves, and what they work with.
 
-A module of the specification has a FastAPI `router` relative to the API's version, or plain `routes`, or both.
+A module of the specification has a FastAPI `router` relative to the API's version, a `v1_router` of newer endpoints,
+plain `routes`, an `admin_router` with whole paths, or several of them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from services.gateway import (
     account_data,
     account_management,
     admin_register,
+    auth_fallback,
     capabilities,
     cross_signing,
     devices,
@@ -26,6 +28,7 @@ from services.gateway import (
     pushrules,
     refresh,
     registration,
+    registration_tokens,
     room_keys,
     room_routes,
     send_to_device,
@@ -42,12 +45,15 @@ from services.gateway.claimed_names import ClaimedNames, NoClaims
 from services.gateway.dependencies import GatewayDeps
 from services.gateway.login_attempts import LoginAttempts
 from services.gateway.member_event_propagation import MemberEventPropagator
+from services.gateway.outgoing_calls import OutgoingCalls
 from services.gateway.passwords import Passwords
+from services.gateway.policies import Policies
 from services.gateway.receipt_batches import ReceiptBatches
 from services.gateway.room_changes import RoomChanges
-from services.gateway.routing import mounted
+from services.gateway.routing import V1_PREFIXES, mounted
 from services.gateway.sessions import TokenLifetimes
 from services.gateway.uia import UserInteractiveAuth
+from services.gateway.uia_stages import build_stages
 from tessera.clock import Clock
 from tessera.config import Settings
 from tessera.fanout import Fanout
@@ -73,6 +79,8 @@ _MODULES = (
         logout,
         refresh,
         registration,
+        registration_tokens,
+        auth_fallback,
         admin_register,
         account_management,
     ),
@@ -94,6 +102,10 @@ def gateway_routers() -> Iterator[APIRouter]:
     for module in _MODULES:
         if (router := getattr(module, "router", None)) is not None:
             yield mounted(router)
+        if (router := getattr(module, "v1_router", None)) is not None:
+            yield mounted(router, V1_PREFIXES)
+        if (router := getattr(module, "admin_router", None)) is not None:
+            yield router
 
 
 def build_gateway(
@@ -115,11 +127,14 @@ def build_gateway(
     """Put together what the handlers work with.
 
     The caller owns what runs: `last_seen.run`, `receipts.run`, `profile_propagation.run` and `departures.run`, and
-    closes `passwords` at the end.
+    closes `passwords` and `calls` at the end.
     """
     server_name = ServerName(settings.server_name)
     attempts = LoginAttempts(limits)
     changes = RoomChanges(commands, shards, accounts, fanout, clock, ids)
+
+    calls, policies = OutgoingCalls.of(settings), Policies.of(settings)
+    stages = build_stages(settings, accounts, clock, calls, policies)
 
     async def find_profiles(user_ids: Sequence[UserId]) -> Mapping[UserId, Profile]:
         async with accounts.reading() as tx:
@@ -140,7 +155,9 @@ def build_gateway(
         lifetimes=TokenLifetimes.of(settings),
         passwords=passwords,
         attempts=attempts,
-        uia=UserInteractiveAuth(accounts, clock, ids, passwords, attempts, server_name),
+        uia=UserInteractiveAuth(accounts, clock, ids, passwords, attempts, server_name, stages),
+        policies=policies,
+        calls=calls,
         propagate_profile=MemberEventPropagator(changes),
         signing_key=signing_key,
         receipts=ReceiptBatches(changes),

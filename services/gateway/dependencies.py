@@ -11,7 +11,9 @@ from matrixcore.signing import SigningKey
 from services.gateway.claimed_names import ClaimedNames
 from services.gateway.directory_rules import DirectoryRules
 from services.gateway.login_attempts import LoginAttempts
+from services.gateway.outgoing_calls import OutgoingCalls
 from services.gateway.passwords import Passwords
+from services.gateway.policies import Policies
 from services.gateway.profile_propagation import ProfilePropagator
 from services.gateway.receipt_batches import ReceiptBatches
 from services.gateway.room_changes import RoomChanges
@@ -43,6 +45,8 @@ class GatewayDeps:
         authenticator: forget a session there when it ends in this process.
         propagate_profile: called after a name or avatar changed, to bring it into the user's rooms.
         signing_key: of create events, which the gateway signs.
+        policies: documents that whoever registers accepts.
+        calls: of other services, to be closed at the end.
         claims: names that may not be registered, since application services own them.
         receipts: its `run` belongs to the process's TaskGroup.
     """
@@ -62,6 +66,8 @@ class GatewayDeps:
     passwords: Passwords
     attempts: LoginAttempts
     uia: UserInteractiveAuth
+    policies: Policies
+    calls: OutgoingCalls
     propagate_profile: ProfilePropagator
     signing_key: SigningKey
     receipts: ReceiptBatches

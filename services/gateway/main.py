@@ -55,3 +55,4 @@ async def open_gateway(around: Surroundings) -> AsyncIterator[Service]:
     finally:
         await commands.stop()
         passwords.close()
+        await gateway.calls.close()

@@ -4,6 +4,7 @@ Spec: C-S API §Account registration, POST /register, GET /register/available.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,15 @@ from starlette.responses import Response
 from matrixcore.identifiers import InvalidIdentifier, ServerName, UserId, is_valid_localpart, user_id_of
 from services.gateway.dependencies import GatewayDep, GatewayDeps
 from services.gateway.passwords import MAX_PASSWORD_BYTES
+from services.gateway.registration_flows import registration_flows
 from services.gateway.routing import ClientAddress, JsonObject, client_router
 from services.gateway.sessions import start_session
-from services.gateway.uia import DUMMY_FLOWS, UiaRequest
+from services.gateway.uia import Proof, UiaRequest
+from services.gateway.uia_stages import REGISTRATION_TOKEN, TERMS
 from tessera.http.errors import BadJson, Exclusive, Forbidden, InvalidParam, InvalidUsername, MissingParam, UserInUse
 from tessera.http.replies import json_reply
-from tessera.storage import users
+from tessera.storage import registration_tokens, users
+from tessera.storage.database import Transaction
 
 router = client_router()
 
@@ -77,15 +81,20 @@ async def register_user(gateway: GatewayDeps, body: Mapping[str, Any]) -> dict[s
     password = optional_text(body, "password")
     session = SessionRequest.parse(body)
     inhibit_login = optional_flag(body, "inhibit_login")
+    if password is not None:
+        check_new_password(password)
     user_id = None
     if username:
         user_id = parse_username(username, gateway.server_name)
-        await require_free_name(gateway, user_id)
-    await gateway.uia.require(UiaRequest("register", (user_id or "",), DUMMY_FLOWS), body.get("auth"))
+        if not (gateway.settings.inhibit_user_in_use_error and body.get("auth") is None):
+            await require_free_name(gateway, user_id)
+    flows = registration_flows(gateway.settings, has_terms=bool(gateway.policies.required))
+    # The session is nobody's yet, and good for one account under any name.
+    proof = await gateway.uia.prove(UiaRequest("register", (), flows), body.get("auth"))
     if password is None:
         raise MissingParam("password is missing")
-    password_hash = await gateway.passwords.hash(check_new_password(password))
-    user_id = await add_account(gateway, user_id, password_hash)
+    password_hash = await gateway.passwords.hash(password)
+    user_id = await add_account(gateway, user_id, password_hash, proof=proof)
     return await registered_reply(gateway, user_id, None if inhibit_login else session)
 
 
@@ -107,30 +116,41 @@ async def add_account(
     displayname: str | None = None,
     is_guest: bool = False,
     is_admin: bool = False,
+    proof: Proof | None = None,
 ) -> UserId:
-    """Make the account, under a name of the server's choice if there is none given.
+    """Make the account, under a name of the server's choice if there is none given; the proof is used up with it.
 
     Raises:
         UserInUse: the name was taken meanwhile.
+        MatrixError: the proof was used up meanwhile.
     """
     for _ in range(_TRIES_FOR_A_NAME):
-        localpart = gateway.ids.localpart()
-        name = user_id or user_id_of(localpart, gateway.server_name)
-        async with gateway.accounts.transaction() as tx:
-            made = await users.add_user(
-                tx,
-                name,
-                password_hash=password_hash,
-                displayname=displayname or (None if is_guest else name[1:].partition(":")[0]),
-                is_guest=is_guest,
-                is_admin=is_admin,
-                now_ms=gateway.clock.now_ms(),
-            )
-        if made:
+        name = user_id or user_id_of(gateway.ids.localpart(), gateway.server_name)
+        with suppress(*(() if user_id is not None else (UserInUse,))):
+            async with gateway.accounts.transaction() as tx:
+                if not await users.add_user(
+                    tx,
+                    name,
+                    password_hash=password_hash,
+                    displayname=displayname or (None if is_guest else name[1:].partition(":")[0]),
+                    is_guest=is_guest,
+                    is_admin=is_admin,
+                    now_ms=gateway.clock.now_ms(),
+                ):
+                    raise UserInUse
+                if proof is not None:
+                    await _settle_proof(tx, gateway, name, proof)
             return name
-        if user_id is not None:
-            break
-    raise UserInUse()
+    raise UserInUse
+
+
+async def _settle_proof(tx: Transaction, gateway: GatewayDeps, user_id: UserId, proof: Proof) -> None:
+    """Use the proof of a registration up, and keep what its stages found out."""
+    session = await gateway.uia.consume(tx, proof)
+    if session is not None and session.registration_token is not None and REGISTRATION_TOKEN in session.completed:
+        await registration_tokens.use_token(tx, session.registration_token)
+    if TERMS in proof.facts:
+        await users.add_consents(tx, user_id, proof.facts[TERMS], now_ms=gateway.clock.now_ms())
 
 
 async def registered_reply(gateway: GatewayDeps, user_id: UserId, session: SessionRequest | None) -> dict[str, Any]:

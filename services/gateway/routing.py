@@ -21,6 +21,7 @@ __all__ = [
     "JsonObject",
     "LooseJsonObject",
     "Requester",
+    "absolute_router",
     "client_router",
     "client_routes",
     "json_object_of",
@@ -30,6 +31,8 @@ __all__ = [
 
 # r0 is what all clients before 2021 speak, and some libraries still.
 CLIENT_PREFIXES = ("/_matrix/client/v3", "/_matrix/client/r0")
+# What was added later has a version of its own.
+V1_PREFIXES = ("/_matrix/client/v1",)
 
 requester_of = authenticate
 
@@ -39,12 +42,17 @@ def client_router() -> APIRouter:
     return APIRouter(default_response_class=Response)
 
 
-def mounted(router: APIRouter) -> APIRouter:
-    """The routes of a `client_router` under v3 and r0, as routes of their own."""
+def absolute_router() -> APIRouter:
+    """A router whose paths are whole, for what is not of the client-server API."""
+    return APIRouter(default_response_class=Response)
+
+
+def mounted(router: APIRouter, prefixes: Sequence[str] = CLIENT_PREFIXES) -> APIRouter:
+    """The routes of a `client_router` under v3 and r0 or other prefixes, as routes of their own."""
     both = APIRouter(default_response_class=Response)
     for route in router.routes:
         assert isinstance(route, APIRoute)
-        for prefix in CLIENT_PREFIXES:
+        for prefix in prefixes:
             both.add_api_route(prefix + route.path, route.endpoint, methods=list(route.methods or ()), name=route.name)
     return both
 

@@ -1,5 +1,6 @@
 """What only shows when several keys are looked at together, or the files that they name."""
 
+import re
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,11 @@ def joint_problems(settings: Settings) -> list[Problem]:
         if places & seen:
             problems.append(Problem(f"listeners.{number}.port", "another listener has the same port and address"))
         seen |= places
-    if settings.enable_registration and not settings.enable_registration_without_verification:
+    if (
+        settings.enable_registration
+        and not settings.enable_registration_without_verification
+        and not settings.registration_is_verified
+    ):
         problems.append(
             Problem(
                 "enable_registration",
@@ -39,6 +44,7 @@ def joint_problems(settings: Settings) -> list[Problem]:
                 "enable_registration_without_verification: true, or set it to false",
             )
         )
+    problems += _account_problems(settings)
     if settings.tessera.shards and settings.accounts_dsn is None:
         problems.append(Problem("tessera.shards", "needs tessera.accounts_dsn (or database)"))
     pool = settings.pool
@@ -46,6 +52,25 @@ def joint_problems(settings: Settings) -> list[Problem]:
         where = "tessera.pool.min_size" if settings.tessera.pool is not None else "database.args.cp_min"
         problems.append(Problem(where, "is larger than the maximum"))
     return problems
+
+
+def _account_problems(settings: Settings) -> Iterator[Problem]:
+    """Ways to prove oneself that lack what they need."""
+    if settings.enable_registration_captcha:
+        for key in ("recaptcha_public_key", "recaptcha_private_key"):
+            if getattr(settings, key) is None:
+                yield Problem(key, "is required, since enable_registration_captcha is true")
+    if settings.email is not None and settings.public_baseurl is None:
+        yield Problem("public_baseurl", "is required, since mails (email) lead to it")
+    if "email" in settings.registrations_require_3pid and settings.email is None:
+        yield Problem("registrations_require_3pid", "wants e-mail addresses; how mail is sent says the key email")
+    if "msisdn" in settings.registrations_require_3pid and settings.account_threepid_delegates.msisdn is None:
+        yield Problem("registrations_require_3pid", "wants telephone numbers, and account_threepid_delegates.msisdn")
+    for number, rule in enumerate(settings.allowed_local_3pids):
+        try:
+            re.compile(rule.pattern)
+        except re.error as error:
+            yield Problem(f"allowed_local_3pids.{number}.pattern", f"is no regular expression: {error}")
 
 
 def file_problems(settings: Settings) -> list[Problem]:

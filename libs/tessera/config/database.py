@@ -7,6 +7,7 @@ from urllib.parse import quote, urlencode
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, PositiveInt, SecretStr
 
+from tessera.config.accounts import Policy
 from tessera.config.federation import FederationSettings
 from tessera.config.kafka import KafkaSettings
 from tessera.config.rate_limits import RateLimit
@@ -97,6 +98,7 @@ class TesseraSettings(Section):
             acknowledged. For tests.
         verify_key_signatures: refuse device keys and one-time keys that their device has not signed. Clients check
             them anyway; Synapse takes what comes.
+        terms: documents that whoever registers accepts, by a name for programs.
         trusted_proxies: networks of reverse proxies whose X-Forwarded-For is believed, beside private networks.
         rc_refresh: exchanges of refresh tokens, by device. Synapse does not limit them.
         services: what differs between the processes of a cluster.
@@ -117,6 +119,7 @@ class TesseraSettings(Section):
     pgbouncer: bool = False
     allow_unsafe_postgres: bool = False
     verify_key_signatures: bool = False
+    terms: Mapping[str, Policy] = Field(default_factory=dict)
     trusted_proxies: tuple[Network, ...] = ()
     rc_refresh: RateLimit = RateLimit(per_second=0.1, burst_count=10)
     pool: Pool | None = None

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import AliasChoices, Field, PrivateAttr, SecretStr, field_validator
 
 from matrixcore.identifiers import parse_server_name
+from tessera.config.accounts import AccountKeys
 from tessera.config.database import DEFAULT_SHARD, DatabaseSettings, TesseraSettings
 from tessera.config.federation import MinimumTls
 from tessera.config.listeners import LOOPBACK, Listener, Resource
@@ -47,7 +48,7 @@ DEFAULT_LISTENERS = (
 )
 
 
-class Settings(RateLimits, UrlPreviews):
+class Settings(RateLimits, UrlPreviews, AccountKeys):
     """One homeserver.yaml. The names are those of the file's keys.
 
     Durations are milliseconds and sizes bytes. Paths are absolute. Secrets are `SecretStr`; one that the file
@@ -73,8 +74,6 @@ class Settings(RateLimits, UrlPreviews):
     key_refresh_interval: Duration = DAY_MS
     trusted_key_servers: tuple[TrustedKeyServer, ...] = (TrustedKeyServer(server_name=parse_server_name("matrix.org")),)
 
-    enable_registration: bool = False
-    enable_registration_without_verification: bool = False
     registration_shared_secret: SecretStr | None = None
     password_config: PasswordConfig = PasswordConfig()
     allow_guest_access: bool = False

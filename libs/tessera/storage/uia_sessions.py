@@ -1,16 +1,24 @@
 """Sessions of the user-interactive authentication. Spec: C-S API §User-Interactive Authentication API."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import orjson
 
 from tessera.storage.database import Transaction
 
 
 class UiaSession(NamedTuple):
-    """A session: the operation it was begun for, whose request it is, and the stages done."""
+    """A session: the operation it was begun for, whose request it is, and the stages done.
+
+    `facts` is what stages found out, by the stage; `registration_token` the token that it takes a use of.
+    """
 
     operation: str
     identity: bytes
     completed: tuple[str, ...]
+    facts: Mapping[str, Any]
+    registration_token: str | None
 
 
 # The sweep is bounded, so that a flood of sessions does not make one request pay for all.
@@ -24,16 +32,21 @@ INSERT INTO accounts.uia_sessions (session_id, operation, identity, expires_ts) 
 """
 
 _FIND = """
-SELECT operation, identity, completed FROM accounts.uia_sessions WHERE session_id = $1 AND expires_ts > $2
+SELECT operation, identity, completed, facts::text, registration_token
+FROM accounts.uia_sessions WHERE session_id = $1 AND expires_ts > $2
 """
 
 _COMPLETE = """
 UPDATE accounts.uia_sessions
-SET completed = CASE WHEN $2 = ANY(completed) THEN completed ELSE completed || $2 END
+SET completed = CASE WHEN $2 = ANY(completed) THEN completed ELSE completed || $2 END,
+    facts = facts || $3::text::jsonb
 WHERE session_id = $1 RETURNING completed
 """
 
-_DELETE = "DELETE FROM accounts.uia_sessions WHERE session_id = $1"
+_TAKE = """
+DELETE FROM accounts.uia_sessions WHERE session_id = $1
+RETURNING operation, identity, completed, facts::text, registration_token
+"""
 
 
 async def add_session(
@@ -45,16 +58,20 @@ async def add_session(
 
 async def find_session(tx: Transaction, session_id: str, *, now_ms: int) -> UiaSession | None:
     """A session that has not expired."""
-    row = await tx.fetchrow(_FIND, session_id, now_ms)
-    return None if row is None else UiaSession(row[0], row[1], tuple(row[2]))
+    return _session(await tx.fetchrow(_FIND, session_id, now_ms))
 
 
-async def complete_stage(tx: Transaction, session_id: str, stage: str) -> tuple[str, ...]:
-    """Note a stage as done; answers all that are. Repeatable."""
-    completed = await tx.fetchval(_COMPLETE, session_id, stage)
+async def complete_stage(tx: Transaction, session_id: str, stage: str, fact: object = None) -> tuple[str, ...]:
+    """Note a stage as done, and what it found out unless that is None; answers all that are done. Repeatable."""
+    facts = {} if fact is None else {stage: fact}
+    completed = await tx.fetchval(_COMPLETE, session_id, stage, orjson.dumps(facts).decode())
     return tuple(completed or ())
 
 
-async def delete_session(tx: Transaction, session_id: str) -> None:
-    """The session was used up."""
-    await tx.execute(_DELETE, session_id)
+async def take_session(tx: Transaction, session_id: str) -> UiaSession | None:
+    """Use a session up; None if somebody else did."""
+    return _session(await tx.fetchrow(_TAKE, session_id))
+
+
+def _session(row: Any) -> UiaSession | None:
+    return None if row is None else UiaSession(row[0], row[1], tuple(row[2]), orjson.loads(row[3]), row[4])

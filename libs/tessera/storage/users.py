@@ -1,5 +1,6 @@
 """Accounts of local users. Spec: C-S API §Account registration, §Account deactivation."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from matrixcore.identifiers import UserId
@@ -62,6 +63,12 @@ filters AS (DELETE FROM accounts.filters WHERE user_id = $1),
 rules AS (DELETE FROM accounts.push_rules WHERE user_id = $1),
 presence AS (DELETE FROM accounts.presence WHERE user_id = $1)
 DELETE FROM accounts.read_positions WHERE user_id = $1
+"""
+
+_ADD_CONSENTS = """
+INSERT INTO accounts.policy_consents (user_id, policy, version, accepted_ts)
+SELECT $1, policy, version, $4 FROM unnest($2::text[], $3::text[]) AS accepted (policy, version)
+ON CONFLICT DO NOTHING
 """
 
 _ADD_NONCE = """
@@ -131,6 +138,11 @@ async def deactivate(tx: Transaction, user_id: UserId, *, erase: bool) -> bool:
         await tx.execute(_ERASE, user_id)
         await add_erasure(tx, user_id)
     return closed
+
+
+async def add_consents(tx: Transaction, user_id: UserId, versions: Mapping[str, str], *, now_ms: int) -> None:
+    """Keep which version of which document a user accepted, and when."""
+    await tx.execute(_ADD_CONSENTS, user_id, list(versions), list(versions.values()), now_ms)
 
 
 async def add_registration_nonce(tx: Transaction, nonce: str, *, expires_ts: int, now_ms: int) -> None:

@@ -11,6 +11,7 @@ from gateway_server import SERVER, RecordingFanout, Server
 from matrixcore.identifiers import UserId
 from matrixcore.signing import SigningKey
 from services.gateway.app import build_gateway, create_gateway_app
+from services.gateway.dependencies import GatewayDeps
 from services.gateway.passwords import Passwords
 from tessera.clock import FakeClock
 from tessera.config import Settings
@@ -28,6 +29,7 @@ async def make_server(accounts: Database) -> AsyncIterator[Callable[..., Server]
     """Servers over one account store, each with settings of its own."""
     passwords = Passwords(time_cost=1, memory_kib=8)
     clients: list[httpx.AsyncClient] = []
+    gateways: list[GatewayDeps] = []
 
     def make(rates: dict[str, Rate] | None = None, **overrides: Any) -> Server:
         clock, fanout = FakeClock(), RecordingFanout()
@@ -46,6 +48,7 @@ async def make_server(accounts: Database) -> AsyncIterator[Callable[..., Server]
             signing_key=cast("SigningKey", None),
             passwords=passwords,
         )
+        gateways.append(gateway)
         propagated: list[UserId] = []
 
         async def propagate(user_id: UserId) -> None:
@@ -60,6 +63,8 @@ async def make_server(accounts: Database) -> AsyncIterator[Callable[..., Server]
     yield make
     for client in clients:
         await client.aclose()
+    for gateway in gateways:
+        await gateway.calls.close()
     passwords.close()
 
 

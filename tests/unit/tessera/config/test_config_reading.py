@@ -116,7 +116,7 @@ def test_settings_that_nothing_heeds_are_named_where_they_ask_for_something(read
         MINIMAL
         + """
 trusted_key_servers: [{server_name: matrix.org}]
-ip_range_blacklist: [10.0.0.0/8]
+redaction_retention_period: 3d
 federation_custom_ca_list: []
 rc_joins: {local: {burst_count: 7}, remote: {burst_count: 7}}
 listeners: [{port: 1}, {port: 2, resources: [{names: [client], compress: true}]}]
@@ -124,9 +124,9 @@ user_directory: {prefer_local_users: true, show_locked_users: false}
 """
     )
     assert settings.unused_keys == (
-        "ip_range_blacklist",
         "listeners.resources.compress",
         "rc_joins.remote",
+        "redaction_retention_period",
         "user_directory.prefer_local_users",
     )
 
