@@ -62,7 +62,9 @@ async def enter_room(
     _take_staged(work, join)
     await _note_own_members(tx, work, join, state, signer)
     # The resident server tells the others.
-    place_event(work, event, signer.server_name, servers=())
+    position = place_event(work, event, signer.server_name, servers=())
+    # What was before it can be backfilled from here.
+    work.add_row("backward", (command.partition, join.room_id, event.event_id, position, 0))
     work.extremities, work.depth = (event.event_id,), event.depth
     if rules.event_id_format is EventIdFormat.GIVEN:
         work.reference_hashes = {event.event_id: hash_of(event)}

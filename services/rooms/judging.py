@@ -37,8 +37,11 @@ class Judged:
     prev_places: dict[EventId, EventPlace]
 
 
-async def judge(work: RoomWork, past: RoomPast, event: Event) -> Judged | Missing:
+async def judge(work: RoomWork, past: RoomPast, event: Event, *, is_history: bool = False) -> Judged | Missing:
     """Check an event of the room's DAG.
+
+    Args:
+        is_history: it is placed below what is here, so that current state says nothing of it.
 
     Raises:
         StateNotLoaded
@@ -50,15 +53,15 @@ async def judge(work: RoomWork, past: RoomPast, event: Event) -> Judged | Missin
     if missing:
         return Missing(missing)
     past.learn(event)
-    is_linear = set(event.prev_events) == set(work.extremities)
+    is_linear = not is_history and set(event.prev_events) == set(work.extremities)
     before = None if is_linear else await past.resolve(await past.states_after(list(places.values())))
-    verdict = _check_by_auth_events(work, past, event, list(auth_events.values()))
+    verdict = check_by_auth_events(work, past, event, list(auth_events.values()))
     if isinstance(verdict, Accepted):
         keys = auth_state_keys(event.type, event.state_key, event.sender, event.content, event.rules)
         current = _current(work, keys)
         there = current if before is None else await past.get_state_events(before, keys)
         verdict = check_auth(event, there, create=work.create_event())
-        if isinstance(verdict, Accepted) and before is not None:
+        if isinstance(verdict, Accepted) and before is not None and not is_history:
             return Judged(check_current_state(event, current, create=work.create_event()), before, places)
     return Judged(verdict, before, places)
 
@@ -70,12 +73,13 @@ async def judge_outlier(work: RoomWork, past: RoomPast, event: Event) -> Judged 
     if missing:
         return Missing(missing)
     past.learn(event)
-    return Judged(_check_by_auth_events(work, past, event, list(auth_events.values())), None, {})
+    return Judged(check_by_auth_events(work, past, event, list(auth_events.values())), None, {})
 
 
-def _check_by_auth_events(
+def check_by_auth_events(
     work: RoomWork, past: RoomPast, event: Event, auth_events: Sequence[Event]
 ) -> Accepted | Rejected:
+    """Check an event by the auth events that it cites, all of which have been found."""
     verdict = check_auth_events(event, auth_events, past.rejected_among(event.auth_events))
     if not isinstance(verdict, Accepted):
         return verdict

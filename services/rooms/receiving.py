@@ -8,6 +8,7 @@ Spec: S-S API §Checks performed on receipt of a PDU, §Rejection, §Soft failur
 
 from collections.abc import Iterable, Sequence
 
+import orjson
 import structlog
 
 from matrixcore.event_hashes import check_content_hash
@@ -15,6 +16,7 @@ from matrixcore.events import Event, InvalidEvent, load_event, parse_event, reda
 from matrixcore.identifiers import EventId, StateKey, server_of
 from matrixcore.verdicts import Accepted
 from services.rooms.batch_builder import Building, CommandFailed, refuse, take_loaded, work_of
+from services.rooms.behind_gaps import judge_by_told_state, move_backward_extremities, place_below
 from services.rooms.entering import enter_room, note_elsewhere
 from services.rooms.hot_rooms import HotRooms
 from services.rooms.judging import Judged, Missing, judge, judge_outlier
@@ -36,7 +38,8 @@ from tessera.commands import (
     Outcome,
     ReceivePdus,
 )
-from tessera.storage import inbox, state_loading
+from tessera.records import OrderKey
+from tessera.storage import backward_extremities, inbox, state_loading
 from tessera.storage.database import DatabaseUnavailable, Transaction
 from tessera.storage.inbox import InboxRow
 from tessera.storage.rooms import Wanted, load
@@ -100,6 +103,8 @@ class Receiver:
         self._signer = signer
         self.past = RoomPast(tx, work)
         self._redactions: dict[EventId, Event] = {}  # target -> a redaction that waits for it
+        self._above_gaps: list[Event] = []  # placed by what was told of the state before them
+        self._subs: dict[int, int] = {}  # anchor -> the place below it that is given next
 
     async def append(self, command: Command, body: AppendPdu) -> Outcome:
         """Place a finished event of a local user, or of one who joins through this server; store nothing else.
@@ -160,7 +165,25 @@ class Receiver:
         # Depth is forgeable and decides nothing: most ancestors come first by it, and the others are set free later.
         pairs.sort(key=lambda pair: pair[1].depth)
         await self._load_needs([event for _, event in pairs])
-        return [event.event_id for row, event in pairs if await self._receive_one(row, event)]
+        await self._make_room_below(pairs)
+        stored = [event.event_id for row, event in pairs if await self._receive_one(row, event)]
+        if self._above_gaps or self._subs:
+            await move_backward_extremities(self._tx, self.work, self.past, self._above_gaps, self._subs)
+            self._above_gaps, self._subs = [], {}
+        return stored
+
+    async def _make_room_below(self, pairs: list[tuple[InboxRow, Event]]) -> None:
+        """Find the places of what is backfilled, and put it in order, since the lowest place is given first."""
+        rows = [row for row, _ in pairs if row.below is not None]
+        if not rows:
+            return
+        pairs[:] = ancestors_first(pairs)
+        anchors = [row.below for row in rows if row.below is not None]
+        lowest = await backward_extremities.find_lowest_subs(self._tx, self.work.room_id, list(set(anchors)))
+        for made in self.work.events.values():
+            if made.anchor in lowest and made.sub is not None:
+                lowest[made.anchor] = min(lowest[made.anchor], made.sub)
+        self._subs = {anchor: lowest[anchor] - anchors.count(anchor) for anchor in lowest}
 
     def _parse(self, row: InboxRow) -> Event | None:
         """The event of a row; in its redacted form if its contents are not what its hash says."""
@@ -180,16 +203,42 @@ class Receiver:
         if known is not None and (row.outlier or not known.is_outlier):
             self.work.inbox[row.inbox_id] = None
             return False
-        judged = await (judge_outlier if row.outlier else judge)(self.work, self.past, event)
+        judged = await self._judge(row, event)
         if isinstance(judged, Missing):
-            self.work.inbox[row.inbox_id] = judged.events
+            # History can be asked for again, and parked it would lose its place.
+            self.work.inbox[row.inbox_id] = None if row.below is not None else judged.events
             return False
         self.work.inbox[row.inbox_id] = None
-        if row.outlier or not isinstance(judged.verdict, Accepted) or self._must_wait(event):
+        is_kept = row.outlier or not isinstance(judged.verdict, Accepted)
+        if not is_kept and row.below is not None:
+            await self._place_below(event, judged, row.below)
+        elif is_kept or self._must_wait(event):
             await store_unplaced(self.work, self.past, event, judged, outlier=row.outlier)
         else:
             await self._place(event, judged)
         return True
+
+    async def _judge(self, row: InboxRow, event: Event) -> Judged | Missing:
+        if row.outlier:
+            return await judge_outlier(self.work, self.past, event)
+        is_history = row.below is not None
+        judged = await judge(self.work, self.past, event, is_history=is_history)
+        if not isinstance(judged, Missing) or row.state_before is None:
+            return judged
+        told: list[EventId] = orjson.loads(row.state_before)
+        judged = await judge_by_told_state(self.work, self.past, event, told, is_history=is_history)
+        if isinstance(judged, Judged) and isinstance(judged.verdict, Accepted) and not is_history:
+            self._above_gaps.append(event)
+        return judged
+
+    async def _place_below(self, event: Event, judged: Judged, anchor: int) -> None:
+        order = OrderKey(anchor, self._subs[anchor])
+        self._subs[anchor] += 1
+        redaction = self._redactions.get(event.event_id)
+        if redaction is not None and not may_apply(self.work, redaction, event):
+            redaction = None
+        await place_below(self.work, self.past, event, judged, order, load_state=self.load_state, redaction=redaction)
+        self._above_gaps.append(event)
 
     async def _place(
         self,
@@ -279,3 +328,21 @@ class Receiver:
         loaded.state.update(found.state)
         loaded.events.update(found.events)
         loaded.threads.update(found.threads)
+
+
+def ancestors_first(pairs: Sequence[tuple[InboxRow, Event]]) -> list[tuple[InboxRow, Event]]:
+    """In an order in which the prev events of each come before it, and the given one where that says nothing."""
+    by_id = {event.event_id: (row, event) for row, event in pairs}
+    ordered: dict[EventId, tuple[InboxRow, Event]] = {}
+    for start in by_id:
+        stack, seen = [start], set[EventId]()
+        while stack:
+            event_id = stack[-1]
+            further = [e for e in by_id[event_id][1].prev_events if e in by_id and e not in ordered and e not in seen]
+            seen.add(event_id)
+            if further:
+                stack.append(further[0])
+                continue
+            stack.pop()
+            ordered.setdefault(event_id, by_id[event_id])
+    return list(ordered.values())

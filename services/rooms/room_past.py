@@ -102,6 +102,17 @@ class RoomPast:
         await self._read_current(key for state in states for key in state)
         return [self._normal(state) for state in states]
 
+    async def told_state(self, told: Mapping[StateKey, EventId]) -> State:
+        """A state that is known as a whole."""
+        whole = await state_loading.load_current_state(self._tx, self._work.room_id)
+        for key in (*whole, *told):
+            self._committed[key] = whole.get(key)
+        for key, current in self._work.current.items():
+            _set(whole, key, None if current is None else EventId(current[0]))
+        state: dict[StateKey, EventId | None] = {key: None for key in whole if key not in told}
+        state.update((key, event_id) for key, event_id in told.items() if whole.get(key) != event_id)
+        return state
+
     async def with_event(self, state: State, event: Event) -> State:
         """A state after one more state event."""
         await self._read_current([event.state_tuple])

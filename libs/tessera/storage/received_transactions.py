@@ -6,7 +6,7 @@ transaction without a row is simply taken in once more, which PDUs do not mind.
 Spec: S-S API §Transactions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -54,7 +54,7 @@ async def find_reply(tx: Transaction, origin: ServerName, txn_id: str) -> bytes 
 
 
 async def add(
-    tx: Transaction, origin: ServerName, txn_id: str, reply: bytes, edus: Sequence[dict[str, Any]], now_ms: int
+    tx: Transaction, origin: ServerName, txn_id: str, reply: bytes, edus: Sequence[Mapping[str, Any]], now_ms: int
 ) -> None:
     """Write a transaction's reply, with those of its EDUs that must take effect once; one that is there stays.
 

@@ -335,6 +335,16 @@ SECTIONS: Final[dict[str, _Section]] = {
         "INSERT INTO rooms.forked_states (room_id, event_id, base_anchor, base_sub, delta)"
         " SELECT r.room_id, r.event_id, r.base_anchor, r.base_sub, r.delta FROM {rows} ON CONFLICT DO NOTHING",
     ),
+    "backward": _Section(
+        "partition integer, room_id text, event_id text, anchor bigint, sub integer",
+        "INSERT INTO rooms.backward_extremities (room_id, event_id, anchor, sub)"
+        " SELECT r.room_id, r.event_id, r.anchor, r.sub FROM {rows} ON CONFLICT DO NOTHING",
+    ),
+    "backward_gone": _Section(
+        "partition integer, room_id text, anchor bigint, sub integer",
+        "DELETE FROM rooms.backward_extremities t USING {rows} AND t.room_id = r.room_id AND t.anchor = r.anchor"
+        " AND t.sub = r.sub",
+    ),
     "inbox_gone": _Section(
         "partition integer, inbox_id bigint",
         "DELETE FROM rooms.inbox t USING {rows} AND t.inbox_id = r.inbox_id",

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
 from writer_world import BOB, NOW_MS, World
 
 from matrixcore.auth_events import auth_state_keys
@@ -132,13 +133,24 @@ class RemoteRoom:
         """Put events into the inbox and name them in one command."""
         return await self.name(await self.put(*events, outlier=outlier))
 
-    async def put(self, *events: Event, state: str = "new", outlier: bool = False) -> list[int]:
-        """Put events into the inbox."""
+    async def put(
+        self,
+        *events: Event,
+        state: str = "new",
+        outlier: bool = False,
+        told: Sequence[EventId] | None = None,
+        below: int | None = None,
+    ) -> list[int]:
+        """Put events into the inbox.
+
+        Args:
+            told: the state before the events, which are from behind a gap.
+            below: the anchor under which they are backfilled.
+        """
         partition = self.world.shards.partition_of(self.room_id)
-        rows = [
-            NewInboxRow(partition, self.room_id, THERE, event.event_id, event.pdu, NOW_MS, state, outlier)
-            for event in events
-        ]
+        before = None if told is None else orjson.dumps(list(told))
+        more = (NOW_MS, state, outlier, before, below)
+        rows = [NewInboxRow(partition, self.room_id, THERE, event.event_id, event.pdu, *more) for event in events]
         async with self.world.shards.of_room(self.room_id).transaction() as tx:
             return await inbox.add(tx, rows)
 

@@ -91,10 +91,12 @@ async def test_a_pdu_that_postgresql_refuses_is_buried_alone(world: World, monke
 class Stumbling:
     """Raises at whatever holds the word, as a bug might."""
 
-    async def judge(self, work: RoomWork, past: RoomPast, event: Event) -> Judged | Missing:
+    async def judge(
+        self, work: RoomWork, past: RoomPast, event: Event, *, is_history: bool = False
+    ) -> Judged | Missing:
         if b"poison" in event.pdu:
             raise RuntimeError("stumbled")
-        return await judge_soundly(work, past, event)
+        return await judge_soundly(work, past, event, is_history=is_history)
 
 
 async def test_a_pdu_that_makes_the_writer_raise_is_buried_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
