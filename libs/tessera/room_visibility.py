@@ -60,6 +60,16 @@ class MembershipHistory:
         return self._keys[-1] if self._keys else None
 
     @property
+    def start_of_presence(self) -> OrderKey | None:
+        """Where the user was invited or joined who is joined now, or invited; None for everybody else."""
+        start = None
+        for key, membership in zip(reversed(self._keys), reversed(self._memberships), strict=True):
+            if membership not in (Membership.JOIN, Membership.INVITE):
+                break
+            start = key
+        return start
+
+    @property
     def end_of_stay(self) -> OrderKey | None:
         """The end of what a user sees who was joined once and is no longer: the leave or ban after the last join."""
         if not self.ever_joined or self.current is Membership.JOIN:

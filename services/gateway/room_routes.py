@@ -20,6 +20,7 @@ from services.gateway import (
     list_joined_rooms,
     list_public_rooms,
     message_pagination,
+    notifications,
     peeking_events,
     read_markers,
     receipts,
@@ -43,7 +44,7 @@ HOT_ROUTES: tuple[Route, ...] = (*room_send.routes, *message_pagination.routes)
 
 _MODULES = (
     *(banning, create_room, directory, event_context, inviting, joining, kicking, knocking, leaving),
-    *(list_joined_rooms, list_public_rooms, peeking_events, read_markers, receipts),
+    *(list_joined_rooms, list_public_rooms, notifications, peeking_events, read_markers, receipts),
     *(redaction, report_content, room_initial_sync, room_state, rooms, search, typing),
     *(room_upgrades,),
 )
