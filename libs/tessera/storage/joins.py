@@ -94,6 +94,8 @@ ORDER BY e.state_key LIMIT $4
 """
 _LAST_POSITION = "SELECT coalesce(max(position), 0) FROM rooms.records WHERE room_id = $1"
 
+_LIST_WAITING = "SELECT inbox_id FROM rooms.inbox WHERE room_id = $1 AND state = 'new' ORDER BY inbox_id LIMIT $2"
+
 
 class Join(NamedTuple):
     """A join under way.
@@ -244,3 +246,8 @@ async def get_last_position(tx: Transaction, room_id: RoomId) -> int:
     """The position of the last record about a room that need not be here; 0 if there is none."""
     position: int = await tx.fetchval(_LAST_POSITION, room_id)
     return position
+
+
+async def list_waiting_pdus(tx: Transaction, room_id: RoomId, limit: int) -> list[int]:
+    """The inbox rows of a room that its writer has not looked at."""
+    return [row[0] for row in await tx.fetch(_LIST_WAITING, room_id, limit)]

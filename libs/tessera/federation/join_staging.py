@@ -1,0 +1,253 @@
+"""The answer to send_join, taken in piece by piece: checked, staged in the room's shard, judged.
+
+Nothing is held in memory but a batch of events and, at the end, who cites whom. Signatures are checked in other
+processes. What is not signed as it should be is left out; what its own auth events do not allow is kept as rejected
+and is no state.
+
+Spec: S-S API §Joining Rooms, §Checks performed on receipt of a PDU (1 to 4).
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+
+import structlog
+
+from matrixcore.auth_events import CREATE
+from matrixcore.auth_rules import check_auth, check_auth_events
+from matrixcore.event_hashes import check_content_hash
+from matrixcore.events import Event, InvalidEvent, load_event, parse_event, redact_event
+from matrixcore.identifiers import EventId, RoomId, StateKey
+from matrixcore.room_versions import ROOM_VERSIONS, RoomVersionRules
+from matrixcore.verdicts import ACCEPTED, Accepted, Rejected
+from tessera.federation.errors import PeerAnsweredBadly
+from tessera.federation.json_stream import ObjectSplitter, Piece, StreamBroken
+from tessera.federation.keyring import Keyring
+from tessera.storage import joins
+from tessera.storage.database import Database
+from tessera.storage.joins import Join, StagedEvent
+
+log = structlog.get_logger(__name__)
+
+MAX_EVENTS = 400_000  # of one answer
+MAX_PIECE_BYTES = 1 << 20  # a PDU has 64 KiB, but peers may write it with blanks and escapes
+BATCH = 500  # events that are checked and stored together
+JUDGED_AT_ONCE = 300
+MAX_CITED = 3_000  # events in memory that others cite
+_ARRAYS = frozenset(("state", "auth_chain"))
+
+
+async def stage_answer(database: Database, keyring: Keyring, join: Join, chunks: AsyncIterator[bytes]) -> Event | None:
+    """Take in the body of an answer and judge what it brings.
+
+    Args:
+        database: the shard of the room.
+
+    Returns:
+        The join as the resident server has signed it, if the answer has it.
+
+    Raises:
+        PeerAnsweredBadly: it is no answer, or of another room; what was staged is of no use.
+    """
+    async with database.reading() as tx:
+        await joins.clear_events(tx, join.join_id)
+    taking = _Taking(database, keyring, join)
+    splitter = ObjectSplitter(_ARRAYS, MAX_PIECE_BYTES)
+    try:
+        async for chunk in chunks:
+            await taking.take(splitter.feed(chunk))
+        splitter.close()
+    except StreamBroken as error:
+        raise PeerAnsweredBadly(f"no answer to a join: {error}") from error
+    await taking.finish()
+    await judge_staged(database, join)
+    return taking.signed
+
+
+class _Taking:
+    """What has come of one answer."""
+
+    def __init__(self, database: Database, keyring: Keyring, join: Join) -> None:
+        self._database = database
+        self._keyring = keyring
+        self._join = join
+        self._rules = ROOM_VERSIONS[join.room_version]
+        self._pending: list[Piece] = []
+        self._count = 0
+        self._keys: dict[StateKey, EventId] = {}
+        self.signed: Event | None = None
+
+    async def take(self, pieces: Iterable[Piece]) -> None:
+        """Take in some pieces."""
+        for piece in pieces:
+            if piece.key == "event":
+                self.signed = self._parse_join(piece.text)
+            elif piece.key in _ARRAYS:
+                self._pending.append(piece)
+                if len(self._pending) >= BATCH:
+                    await self.finish()
+
+    async def finish(self) -> None:
+        """Check and store what is pending."""
+        pieces, self._pending = self._pending, []
+        self._count += len(pieces)
+        if self._count > MAX_EVENTS:
+            raise PeerAnsweredBadly(f"more than {MAX_EVENTS} events")
+        parsed = await asyncio.to_thread(_parse_all, pieces, self._rules, self._join.room_id)
+        events = [event for event, _ in parsed.values()]
+        verdicts = await self._keyring.verify_events(events, self._rules)
+        rows: list[StagedEvent] = []
+        for event, wrong in zip(events, verdicts, strict=True):
+            if wrong is not None:
+                log.info("left out of a join", room_id=event.room_id, event_id=event.event_id, reason=str(wrong))
+            elif event.event_id != self._join.event_id:
+                rows.append(self._row(event, is_state=parsed[event.event_id][1]))
+        async with self._database.reading() as tx:
+            await joins.add_events(tx, self._join.join_id, rows)
+
+    def _row(self, event: Event, *, is_state: bool) -> StagedEvent:
+        if is_state and self._keys.setdefault(event.state_tuple, event.event_id) != event.event_id:
+            raise PeerAnsweredBadly(f"two events of the state have the key {event.state_tuple}")
+        membership = event.membership if event.type == "m.room.member" else None
+        return StagedEvent(
+            event.event_id,
+            event.type,
+            event.state_key,
+            event.sender,
+            membership,
+            event.depth,
+            event.origin_server_ts,
+            " ".join(event.auth_events),
+            event.pdu,
+            is_state,
+        )
+
+    def _parse_join(self, text: bytes) -> Event | None:
+        try:
+            event = parse_event(text, self._rules)
+        except InvalidEvent:
+            return None
+        return event if event.event_id == self._join.event_id else None
+
+
+def _parse_all(pieces: Iterable[Piece], rules: RoomVersionRules, room_id: RoomId) -> dict[EventId, tuple[Event, bool]]:
+    """The events of some pieces, and whether they are state; those that are none are left out.
+
+    Raises:
+        PeerAnsweredBadly
+    """
+    events: dict[EventId, tuple[Event, bool]] = {}
+    for piece in pieces:
+        try:
+            event = parse_event(piece.text, rules)
+        except InvalidEvent as error:
+            log.info("left out of a join", room_id=room_id, reason=error.reason)
+            continue
+        if event.room_id != room_id:
+            raise PeerAnsweredBadly("state of another room")
+        if event.state_key is None or "\0" in f"{event.type}{event.state_key}{event.membership}":
+            continue
+        if not check_content_hash(event.fields, rules):
+            event = redact_event(event)
+        is_state = piece.key == "state" or (event.event_id in events and events[event.event_id][1])
+        events[event.event_id] = (event, is_state)
+    return events
+
+
+async def judge_staged(database: Database, join: Join) -> None:
+    """Check each staged event against the events that it cites, and note which are rejected.
+
+    Raises:
+        PeerAnsweredBadly: the state has no create event of the room's version.
+    """
+    judging = _Judging(database, join)
+    await judging.begin()
+    for event_ids in _slices(judging.order, JUDGED_AT_ONCE):
+        await judging.judge(event_ids)
+    if judging.rejected:
+        reasons = list(judging.rejected.items())
+        log.info("rejected of a join", room_id=join.room_id, events=len(reasons), first=reasons[0])
+        async with database.reading() as tx:
+            await joins.set_rejected(tx, join.join_id, reasons)
+
+
+class _Judging:
+    """The events of one join, those that others cite first."""
+
+    def __init__(self, database: Database, join: Join) -> None:
+        self._database = database
+        self._join = join
+        self._rules = ROOM_VERSIONS[join.room_version]
+        self._edges: dict[EventId, list[EventId]] = {}
+        self._cited: OrderedDict[EventId, Event] = OrderedDict()
+        self._create: Event | None = None
+        self.order: list[EventId] = []
+        self.rejected: dict[EventId, str] = {}
+
+    async def begin(self) -> None:
+        """Read who cites whom, and the create event."""
+        async with self._database.reading() as tx:
+            self._edges = await joins.list_edges(tx, self._join.join_id)
+            found = (await joins.load_state(tx, self._join.join_id, [CREATE])).get(CREATE)
+        if found is None:
+            raise PeerAnsweredBadly("the state has no create event")
+        self._create = load_event(found[1], found[0], self._rules, room_id=self._join.room_id)
+        if self._create.content.get("room_version", "1") != self._rules.version:
+            raise PeerAnsweredBadly("the room is of another version")
+        self.order = await asyncio.to_thread(in_citing_order, self._edges)
+        placed = set(self.order)
+        for event_id in self._edges:
+            if event_id not in placed:
+                self.rejected[event_id] = "auth_events cite each other"
+
+    async def judge(self, event_ids: Sequence[EventId]) -> None:
+        """Judge some events; what they cite has been judged, or is among them before."""
+        wanted = dict.fromkeys(event_ids)
+        wanted |= dict.fromkeys(cited for event_id in event_ids for cited in self._edges[event_id])
+        missing = [event_id for event_id in wanted if event_id not in self._cited and event_id in self._edges]
+        async with self._database.reading() as tx:
+            pdus = await joins.load_pdus(tx, self._join.join_id, missing)
+        for event_id, pdu in pdus.items():
+            self._cited[event_id] = load_event(pdu, event_id, self._rules, room_id=self._join.room_id)
+        for event_id in event_ids:
+            verdict = self._judge_one(self._cited[event_id])
+            if isinstance(verdict, Rejected):
+                self.rejected[event_id] = verdict.reason
+        for event_id in wanted:
+            if event_id in self._cited:
+                self._cited.move_to_end(event_id)
+        while len(self._cited) > MAX_CITED:
+            self._cited.popitem(last=False)
+        await asyncio.sleep(0)  # others have their turn
+
+    def _judge_one(self, event: Event) -> Accepted | Rejected:
+        if any(cited not in self._edges for cited in event.auth_events):
+            return Rejected("auth_events cite an event that is not there")
+        auth_events = [self._cited[cited] for cited in event.auth_events]
+        verdict = check_auth_events(event, auth_events, self.rejected.keys())
+        if not isinstance(verdict, Accepted):
+            return verdict
+        verdict = check_auth(event, {cited.state_tuple: cited for cited in auth_events}, create=self._create)
+        return verdict if isinstance(verdict, Rejected) else ACCEPTED
+
+
+def in_citing_order(edges: Mapping[EventId, Sequence[EventId]]) -> list[EventId]:
+    """Events after all those that they cite, as far as these are there; those that cite in circles are left out."""
+    waiting: dict[EventId, int] = {}
+    citing: dict[EventId, list[EventId]] = {}
+    for event_id, cited in edges.items():
+        present = {one for one in cited if one in edges}
+        waiting[event_id] = len(present)
+        for one in present:
+            citing.setdefault(one, []).append(event_id)
+    order = [event_id for event_id, count in waiting.items() if count == 0]
+    for event_id in order:  # it grows meanwhile
+        for one in citing.get(event_id, ()):
+            waiting[one] -= 1
+            if waiting[one] == 0:
+                order.append(one)
+    return order
+
+
+def _slices(event_ids: Sequence[EventId], size: int) -> Iterator[Sequence[EventId]]:
+    return (event_ids[start : start + size] for start in range(0, len(event_ids), size))
