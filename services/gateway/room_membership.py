@@ -11,10 +11,10 @@ from typing import Any
 
 from matrixcore.identifiers import InvalidIdentifier, RoomId, UserId, parse_user_id, server_of
 from services.gateway.member_profiles import load_invitees, load_profile
-from services.gateway.restricted_joins import find_authoriser
 from services.gateway.room_changes import RoomChanges, Session
 from tessera.commands import NewEvent
 from tessera.http.errors import BadJson, Forbidden, InvalidParam, MatrixError, MissingParam, NotFound
+from tessera.restricted_joins import find_authoriser
 from tessera.storage import user_log, user_rooms
 from tessera.storage.room_reads.rooms import RoomForReader, find_for_reader
 
@@ -45,7 +45,7 @@ async def join_room(
     content = {**profile.content("join"), **extra, "membership": "join"}
     content.pop("join_authorised_via_users_server", None)
     if found.membership not in ("join", "invite"):
-        authoriser = await find_authoriser(changes.shards, found.room, session.user_id)
+        authoriser = await find_authoriser(changes.shards, found.room, session.user_id, server_of(session.user_id))
         if authoriser is not None:
             content["join_authorised_via_users_server"] = authoriser
     return await changes.append(

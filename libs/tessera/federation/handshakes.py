@@ -156,7 +156,7 @@ async def invite_there(shaker: Handshaker, event: Event, room_state: Sequence[Ma
     except PeerRefused as refused:
         if refused.status != 404 or refused.errcode != "M_UNRECOGNIZED":
             raise
-        answer = await _invite_by_v1(shaker, server, event, room_state)
+        answer = dict(await _invite_by_v1(shaker, server, event, room_state))
     try:
         signed = parse_event(_mapping(answer.get("event")), event.rules)
     except InvalidEvent as error:

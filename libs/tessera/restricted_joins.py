@@ -10,11 +10,12 @@ from typing import Any
 import orjson
 
 from matrixcore.events import Event, load_event
-from matrixcore.identifiers import InvalidIdentifier, RoomId, UserId, parse_room_id, server_of
+from matrixcore.identifiers import InvalidIdentifier, RoomId, ServerName, UserId, parse_room_id, server_of
 from matrixcore.power_levels import PowerLevels, creators_of
 from matrixcore.room_versions import ROOM_VERSIONS
 from tessera.http.errors import MatrixError
 from tessera.storage.database import Transaction
+from tessera.storage.resident_rooms import list_rooms_of_server
 from tessera.storage.room_reads.events import EventRow
 from tessera.storage.room_reads.members import list_joined_of_server
 from tessera.storage.room_reads.rooms import RoomRow, list_memberships_of
@@ -28,15 +29,33 @@ _POWER_LEVELS = ("m.room.power_levels", "")
 _CREATE = ("m.room.create", "")
 
 
-async def find_authoriser(shards: RoomShards, room: RoomRow, user_id: UserId) -> UserId | None:
+class CannotGrantJoin(MatrixError):
+    """The user may join, but nobody of this server can vouch for it."""
+
+    errcode = "M_UNABLE_TO_GRANT_JOIN"
+    status = 403
+
+
+class CannotAuthoriseJoin(MatrixError):
+    """This server is in none of the rooms whose members may join: others may know more."""
+
+    errcode = "M_UNABLE_TO_AUTHORISE_JOIN"
+    status = 400
+
+
+async def find_authoriser(shards: RoomShards, room: RoomRow, user_id: UserId, server_name: ServerName) -> UserId | None:
     """Who vouches for the user's join of a restricted room.
+
+    Args:
+        server_name: ours. The user may be of another server.
 
     Returns:
         A joined user of this server who may invite; None where nobody is needed (the room is not
         restricted) or nothing would help (no allow rule fits: the writer will refuse the join).
 
     Raises:
-        MatrixError: the user may join, but nobody here can vouch for it (403 M_UNABLE_TO_GRANT_JOIN).
+        CannotGrantJoin
+        CannotAuthoriseJoin: for users of other servers only.
     """
     rules = ROOM_VERSIONS[room.room_version]
     if not rules.restricted_joins:
@@ -47,17 +66,35 @@ async def find_authoriser(shards: RoomShards, room: RoomRow, user_id: UserId) ->
         restricted = content.get("join_rule") == "restricted"
         if not restricted and not (rules.knock_restricted and content.get("join_rule") == "knock_restricted"):
             return None
-        candidates = await list_joined_of_server(tx, room.room_id, server_of(user_id), MAX_CANDIDATES)
-        named = [name for name in _named_users(state, room) if server_of(name) == server_of(user_id)]
+        candidates = await list_joined_of_server(tx, room.room_id, server_name, MAX_CANDIDATES)
+        named = [name for name in _named_users(state, room) if server_of(name) == server_name]
         joined = await _joined_among(tx, room.room_id, named) if named else []
-    if not await _is_allowed(shards, _allowed_rooms(content), user_id):
+    allowed = _allowed_rooms(content)
+    if not await _is_allowed(shards, allowed, user_id):
+        if server_of(user_id) != server_name and not await _is_in_any(shards, allowed, server_name):
+            raise CannotAuthoriseJoin("This server cannot tell whether the user may join")
         return None
     create = _load(state[_CREATE], room)
     levels = PowerLevels.of(None if _POWER_LEVELS not in state else _load(state[_POWER_LEVELS], room), create)
     for candidate in dict.fromkeys([*joined, *candidates]):
         if levels.may_invite(candidate):
             return candidate
-    raise MatrixError("Nobody in the room can grant the join", errcode="M_UNABLE_TO_GRANT_JOIN", status=403)
+    raise CannotGrantJoin("Nobody in the room can grant the join")
+
+
+async def may_join_restricted(shards: RoomShards, room: RoomRow, user_id: UserId) -> bool:
+    """Whether the user is in a room whose members may join this one, as far as this server knows."""
+    async with shards.of_room(room.room_id).reading() as tx:
+        state = await list_state_keys(tx, room.room_id, [_JOIN_RULES])
+    return await _is_allowed(shards, _allowed_rooms(_content(state.get(_JOIN_RULES))), user_id)
+
+
+async def _is_in_any(shards: RoomShards, room_ids: list[RoomId], server_name: ServerName) -> bool:
+    for name, rooms in shards.group_rooms(room_ids).items():
+        async with shards.databases[name].reading() as tx:
+            if await list_rooms_of_server(tx, rooms, server_name):
+                return True
+    return False
 
 
 async def _is_allowed(shards: RoomShards, room_ids: list[RoomId], user_id: UserId) -> bool:
