@@ -64,6 +64,9 @@ SERVICES: Mapping[ServiceName, _Kind] = {
     "sync": _Kind("services.sync.main:open_sync"),
     "media": _Kind("services.media.main:open_media", asks_peers=True),
     "federation-in": _Kind("services.federation_in.main:open_federation_in", uses_topics=True, asks_peers=True),
+    "federation-out": _Kind(
+        "services.federation_out.main:open_federation_out", uses_topics=True, asks_peers=True, works_without=False
+    ),
     "projector": _Kind("services.projector.main:open_projector", uses_topics=True, works_without=False),
 }
 

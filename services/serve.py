@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from services.federation import opened_federation
 from services.federation_in.main import open_federation_in
+from services.federation_out.main import open_federation_out
 from services.gateway.main import open_gateway
 from services.hosting import Hosted, Ready, StopSignals, answer_requests, bound_listeners, hosting
 from services.media.main import open_media
@@ -23,7 +24,15 @@ from tessera.service import Surroundings
 from tessera.token_authenticator import TokenAuthenticator
 
 # The writer is the first to begin and the last to end: whatever the others still submit gets its outcome.
-ALL_SERVICES = (open_rooms, open_projector, open_sync, open_media, open_federation_in, open_gateway)
+ALL_SERVICES = (
+    open_rooms,
+    open_projector,
+    open_sync,
+    open_media,
+    open_federation_out,
+    open_federation_in,
+    open_gateway,
+)
 
 
 async def serve(settings: Settings, *, progress: Progress, ready: Ready) -> None:

@@ -7,12 +7,12 @@ Spec: none; DESIGN.md section 2, invariant 1.
 """
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Protocol
 
 import structlog
 
 from tessera.clock import Clock
-from tessera.record_consumer import RecordConsumer
 from tessera.storage import consumer_leases
 from tessera.storage.consumer_leases import LEASE_SECONDS, Share
 from tessera.storage.database import Database, DatabaseUnavailable
@@ -21,6 +21,22 @@ log = structlog.get_logger(__name__)
 
 RENEW_SECONDS = 1.0
 STATEMENT_SECONDS = 3.0
+
+
+class LeasedConsumer(Protocol):
+    """What is shared out: a `RecordConsumer`, or whatever else divides its work into as many parts."""
+
+    name: str
+
+    @property
+    def partitions(self) -> frozenset[int]:
+        """What it has."""
+
+    def take_on(self, partitions: Iterable[int]) -> None:
+        """Work on these too."""
+
+    async def give_up(self, partitions: Collection[int]) -> None:
+        """Work on these no longer; when it returns, another process may."""
 
 
 class LeasesNotKept(Exception):
@@ -36,7 +52,7 @@ class ConsumerLeases:
     """
 
     def __init__(
-        self, accounts: Database, clock: Clock, owner: str, consumers: Sequence[RecordConsumer], partitions: int
+        self, accounts: Database, clock: Clock, owner: str, consumers: Sequence[LeasedConsumer], partitions: int
     ) -> None:
         self._accounts = accounts
         self._clock = clock
@@ -94,7 +110,7 @@ class ConsumerLeases:
             await self._settle(consumer, share)
         return shares is not None
 
-    async def _settle(self, consumer: RecordConsumer, share: Share) -> None:
+    async def _settle(self, consumer: LeasedConsumer, share: Share) -> None:
         """Bring what a consumer does to what it should do."""
         lost = consumer.partitions - share.partitions
         if lost:
@@ -113,7 +129,7 @@ class ConsumerLeases:
         if new := mine - consumer.partitions:
             consumer.take_on(new)
 
-    async def _release(self, consumer: RecordConsumer, partitions: Collection[int]) -> None:
+    async def _release(self, consumer: LeasedConsumer, partitions: Collection[int]) -> None:
         """First stop and write the cursors, then let others have them."""
         await consumer.give_up(partitions)
         async with self._accounts.reading() as tx:

@@ -21,6 +21,7 @@ class Counts:
     media: int = 1
     projectors: int = 1
     federation_ins: int = 1
+    federation_outs: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ _STAGES: dict[ServiceName, int] = {
     "sync": 2,
     "media": 2,
     "federation-in": 2,
+    "federation-out": 1,
     "gateway": 2,
 }
 
@@ -69,6 +71,7 @@ def plan_processes(config: Path, counts: Counts, ports: Sequence[int], logs: Pat
         "sync": counts.syncs,
         "media": counts.media,
         "federation-in": counts.federation_ins,
+        "federation-out": counts.federation_outs,
         "gateway": counts.gateways,
     }
     names = [(service, f"{service}-{number}") for service, count in wanted.items() for number in range(1, count + 1)]
@@ -82,7 +85,8 @@ def plan_processes(config: Path, counts: Counts, ports: Sequence[int], logs: Pat
 
 def count_of(counts: Counts) -> int:
     """How many processes there are in all."""
-    return counts.gateways + counts.writers + counts.syncs + counts.media + counts.projectors + counts.federation_ins
+    serving = counts.gateways + counts.syncs + counts.media + counts.federation_ins
+    return serving + counts.writers + counts.projectors + counts.federation_outs
 
 
 def free_ports(count: int) -> list[int]:

@@ -38,6 +38,22 @@ SELECT position, user_id, device_id, observer FROM accounts.device_changes
 WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3
 """
 
+# What everybody may know of a user's devices; cross-signing keys have no place in that order.
+PREVIOUS = """
+SELECT q.user_id, q.position, before.position
+FROM unnest($1::text[], $2::bigint[]) AS q (user_id, position)
+CROSS JOIN LATERAL (
+    SELECT position FROM accounts.device_changes
+    WHERE user_id = q.user_id AND position < q.position AND observer = '' AND device_id <> ''
+    ORDER BY position DESC LIMIT 1
+) before
+"""
+
+LAST = """
+SELECT coalesce(max(position), 0) FROM accounts.device_changes
+WHERE user_id = $1 AND observer = '' AND device_id <> ''
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceChange:
@@ -97,3 +113,15 @@ async def list_changes(tx: Transaction, after: int, up_to: int, limit: int = 100
     """The changes at after < position <= up_to in order, at most `limit` of them."""
     rows = await tx.fetch(CHANGES, after, up_to, limit)
     return [DeviceChangeRow(row[0], DeviceChange(row[1], row[2], row[3])) for row in rows]
+
+
+async def list_previous(tx: Transaction, changes: Sequence[tuple[UserId, int]]) -> dict[tuple[UserId, int], int]:
+    """Of changes (user, position) those of the same user's devices before them, where there are any."""
+    rows = await tx.fetch(PREVIOUS, [one[0] for one in changes], [one[1] for one in changes])
+    return {(row[0], row[1]): row[2] for row in rows}
+
+
+async def find_last(tx: Transaction, user_id: UserId) -> int:
+    """The last change of the user's devices that everybody may know of; 0 if there is none."""
+    position: int = await tx.fetchval(LAST, user_id)
+    return position

@@ -73,6 +73,11 @@ UNION ALL
  ORDER BY due_at LIMIT $4)
 """
 
+_LIST_FAILING = """
+SELECT destination FROM accounts.federation_destinations
+WHERE destination = ANY($1::text[]) AND (failures > 0 OR txn_id IS NOT NULL)
+"""
+
 # Nobody else has persisted one meanwhile, or this one is not sent.
 _PERSIST = """
 UPDATE accounts.federation_destinations d
@@ -216,6 +221,11 @@ async def list_due(
         busy: destinations with a transaction under way here.
     """
     return [DueDestination(*row) for row in await tx.fetch(_LIST_DUE, list(buckets), list(busy), healthy, failing)]
+
+
+async def list_failing(tx: Transaction, destinations: Sequence[ServerName]) -> set[ServerName]:
+    """Those of the destinations that did not take what they were sent last, or have a transaction under way."""
+    return {ServerName(row[0]) for row in await tx.fetch(_LIST_FAILING, list(destinations))}
 
 
 async def persist(tx: Transaction, transactions: Sequence[NewTransaction]) -> set[ServerName]:

@@ -165,6 +165,11 @@ DELETE FROM accounts.federation_marks WHERE destination = $1 AND room_id IN (
 RETURNING room_id
 """
 
+_ADD_MISSED = """
+INSERT INTO accounts.federation_pdus (destination, room_id, event_id)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
+"""
+
 _LIST_MARKED = """
 SELECT DISTINCT destination FROM accounts.federation_marks WHERE destination = ANY($1::text[])
 """
@@ -215,6 +220,12 @@ async def take_marks(tx: Transaction, destination: ServerName, limit: int) -> li
     transaction, and reads them after this: whoever marks a room meanwhile waits for its end.
     """
     return [RoomId(row[0]) for row in await tx.fetch(_TAKE_MARKS, destination, limit)]
+
+
+async def add_missed(tx: Transaction, pdus: Sequence[NewPdu]) -> None:
+    """Queue the newest events of rooms whose marks this transaction has taken."""
+    if pdus:
+        await tx.execute(_ADD_MISSED, *_columns(pdus))
 
 
 def _named(destinations: Iterable[ServerName], buckets: int) -> tuple[list[ServerName], list[int]]:

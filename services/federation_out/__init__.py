@@ -1,0 +1,1 @@
+"""Sends other servers what happens here: a queue for each, in PostgreSQL."""
