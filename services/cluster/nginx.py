@@ -22,7 +22,9 @@ def nginx_config(settings: Settings, listeners: Sequence[Listener], processes: S
     for process in processes:
         by_service.setdefault(process.service, []).append(process)
     upstreams = "\n".join(
-        _upstream(service, by_service[service]) for service in ("gateway", "sync", "media") if service in by_service
+        _upstream(service, by_service[service])
+        for service in ("gateway", "sync", "media", "federation-in")
+        if service in by_service
     )
     servers = "\n".join(_server(settings, listener, by_service) for listener in listeners)
     return f"""\
