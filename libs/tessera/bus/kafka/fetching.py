@@ -46,6 +46,10 @@ OnFetched = Callable[[int, list[FetchedRecord], int], None]
 OnOutOfRange = Callable[[int, int], Awaitable[None]]
 
 
+class _Away(Exception):
+    """Brokers do not answer where they were; they may have moved."""
+
+
 @dataclass(slots=True, eq=False)
 class _Session:
     """What is read from one broker.
@@ -149,17 +153,28 @@ class Fetcher:
         return self._highwater.get(partition)
 
     async def run(self) -> None:
-        """Run until something fails that only a new beginning mends.
+        """Run for ever; brokers that are away are waited for.
 
         Raises:
-            KafkaError, OSError, TimeoutError: brokers are away, have moved, or refuse.
+            ExceptionGroup: brokers refuse, or what they say makes no sense.
         """
+        while True:
+            try:
+                await self._run_once()
+            except* _Away as group:
+                log.warning("brokers are away", topic=self._topic, error=str(group.exceptions[0]))
+            await self._clock.sleep(_RETRY_SECONDS)
+
+    async def _run_once(self) -> None:
         self._sessions.clear()
         self._wanted = dict.fromkeys(self._wanted)
         client = AIOKafkaClient(**self._connection.client_options())
         try:
-            await to_its_end(client.bootstrap())
-            await client.set_topics([self._topic])
+            try:
+                await to_its_end(client.bootstrap())
+                await client.set_topics([self._topic])
+            except UNREACHABLE as error:
+                raise _Away(repr(error)) from error
             self._client = client
             self._place_all()
             async with asyncio.TaskGroup() as tasks:
@@ -275,7 +290,7 @@ class Fetcher:
         if session.failing_since is None:
             session.failing_since = now
         elif now - session.failing_since > _FAILING_SECONDS:
-            raise error
+            raise _Away(repr(error)) from error
         await self._clock.sleep(_RETRY_SECONDS)
 
     async def _fetch_joining(self, client: AIOKafkaClient) -> None:
