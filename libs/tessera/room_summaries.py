@@ -1,22 +1,29 @@
-"""Bringing the directory's lines up to the rooms' state: a projection that may be made by anybody, at any time.
+"""What rooms look like from outside, and the directory's lines: a projection that anybody may make at any time.
 
-Spec: C-S API §Published room directory.
+Spec: C-S API §Published room directory, §Room Summaries.
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matrixcore.identifiers import RoomId
+from matrixcore.identifiers import InvalidIdentifier, RoomId, parse_room_id
 from tessera.storage import directory
 from tessera.storage.database import Database
 from tessera.storage.directory import RoomSummary
 from tessera.storage.room_reads.summaries import RoomOutline, list_outlines
 from tessera.storage.shards import RoomShards
 
+MAX_ALLOW_RULES = 50  # of one room; more are not looked at
+
 
 async def load_summaries(shards: RoomShards, room_ids: Sequence[RoomId]) -> list[RoomSummary]:
     """The summaries of rooms as they are now: one query a shard. Unknown rooms are left out."""
+    return [summarise(outline) for outline in await load_outlines(shards, room_ids)]
+
+
+async def load_outlines(shards: RoomShards, room_ids: Sequence[RoomId]) -> list[RoomOutline]:
+    """What rooms look like from outside now: one query a shard. Unknown rooms are left out."""
 
     async def of_shard(name: str, rooms: list[RoomId]) -> list[RoomOutline]:
         async with shards.databases[name].reading() as tx:
@@ -24,7 +31,7 @@ async def load_summaries(shards: RoomShards, room_ids: Sequence[RoomId]) -> list
 
     groups = shards.group_rooms(dict.fromkeys(room_ids))
     found = await asyncio.gather(*(of_shard(name, rooms) for name, rooms in groups.items()))
-    return [summarise(outline) for outlines in found for outline in outlines]
+    return [outline for outlines in found for outline in outlines]
 
 
 async def refresh_summaries(accounts: Database, shards: RoomShards, room_ids: Sequence[RoomId]) -> None:
@@ -47,7 +54,7 @@ def summarise(outline: RoomOutline) -> RoomSummary:
         incarnation=outline.incarnation,
         position=outline.position,
         name=text("m.room.name", "name"),
-        topic=text("m.room.topic", "topic"),
+        topic=plain_topic(_content(outline, "m.room.topic")),
         canonical_alias=text("m.room.canonical_alias", "alias"),
         avatar_url=text("m.room.avatar", "url"),
         room_type=text("m.room.create", "type"),
@@ -58,6 +65,55 @@ def summarise(outline: RoomOutline) -> RoomSummary:
         room_version=outline.room_version,
         joined_members=outline.joined_count,
     )
+
+
+def plain_topic(content: Mapping[str, Any]) -> str | None:
+    """A topic as plain text; None if it has none. Spec: §m.room.topic, `m.topic` before `topic`."""
+    block = content.get("m.topic")
+    parts = block.get("m.text") if isinstance(block, Mapping) else None
+    if isinstance(parts, list):
+        for part in parts:
+            if isinstance(part, Mapping) and part.get("mimetype", "text/plain") == "text/plain":
+                body = part.get("body")
+                return body if isinstance(body, str) else None
+        return None
+    topic = content.get("topic")
+    return topic if isinstance(topic, str) else None
+
+
+def allowed_rooms(outline: RoomOutline) -> list[RoomId]:
+    """The rooms whose members may join a restricted room; empty for others. Spec: §Restricted rooms."""
+    content = _content(outline, "m.room.join_rules")
+    if content.get("join_rule") not in ("restricted", "knock_restricted"):
+        return []
+    allow = content.get("allow")
+    named: dict[RoomId, None] = {}
+    for rule in allow[:MAX_ALLOW_RULES] if isinstance(allow, list) else ():
+        if isinstance(rule, Mapping) and rule.get("type") == "m.room_membership":
+            try:
+                named[parse_room_id(rule.get("room_id"))] = None
+            except InvalidIdentifier:
+                continue
+    return list(named)
+
+
+def summary_line(outline: RoomOutline) -> dict[str, Any]:
+    """The room as RoomSummary of the API: the answer of /room_summary, a line of the hierarchy of spaces."""
+    summary = summarise(outline)
+    line: dict[str, Any] = {
+        "room_id": summary.room_id,
+        "num_joined_members": summary.joined_members,
+        "world_readable": summary.world_readable,
+        "guest_can_join": summary.guest_can_join,
+        "join_rule": summary.join_rule,
+        "room_version": summary.room_version,
+    }
+    for key in ("name", "topic", "canonical_alias", "avatar_url", "room_type", "encryption"):
+        if (value := getattr(summary, key)) is not None:
+            line[key] = value
+    if allowed := allowed_rooms(outline):
+        line["allowed_room_ids"] = allowed
+    return line
 
 
 def _content(outline: RoomOutline, event_type: str) -> Mapping[str, Any]:

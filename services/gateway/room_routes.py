@@ -31,9 +31,11 @@ from services.gateway import (
     room_initial_sync,
     room_send,
     room_state,
+    room_summary,
     room_upgrades,
     rooms,
     search,
+    space_hierarchy,
     threads_list,
     typing,
 )
@@ -51,6 +53,7 @@ _MODULES = (
 
 # Newer endpoints have a version of their own; clients knew them under the second prefix before.
 _V1_PREFIXES = ("/_matrix/client/v1", "/_matrix/client/unstable")
+_SUMMARY_PREFIX = "/_matrix/client/unstable/im.nheko.summary"
 
 
 def room_routers() -> list[APIRouter]:
@@ -59,6 +62,9 @@ def room_routers() -> list[APIRouter]:
         _under(relations.router, _V1_PREFIXES),
         _under(room_event_by_timestamp.router, _V1_PREFIXES[:1]),
         _under(threads_list.router, _V1_PREFIXES[:1]),
+        _under(room_summary.router, _V1_PREFIXES[:1]),
+        _under(room_summary.unstable_router, [_SUMMARY_PREFIX]),
+        _under(space_hierarchy.router, _V1_PREFIXES[:1]),
     ]
     return [mounted(module.router) for module in _MODULES] + newer
 

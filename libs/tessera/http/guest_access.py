@@ -23,6 +23,8 @@ GUEST_OPERATIONS = frozenset(
         "get_thread_roots",
         "get_joined_rooms",
         "get_public_rooms",
+        "get_room_summary",
+        "get_space_hierarchy",
         "query_public_rooms",
         "define_filter",
         "get_filter",

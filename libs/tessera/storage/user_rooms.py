@@ -114,6 +114,10 @@ _LIST_ROOMS_BY_MEMBERSHIP = f"{_LIST_ROOMS} AND membership = ANY($2::text[]) AND
 
 _FIND_ROOM = f"{_LIST_ROOMS} AND room_id = $2"
 
+_LIST_MEMBERSHIPS = """
+SELECT room_id, membership FROM accounts.user_rooms WHERE user_id = $1 AND room_id = ANY($2::text[])
+"""
+
 _LIST_LOCAL_MEMBERS = "SELECT user_id FROM accounts.user_rooms WHERE room_id = $1 AND membership = $2"
 
 _LIST_SHARED = """
@@ -203,6 +207,11 @@ async def find_room(tx: Transaction, user_id: UserId, room_id: RoomId) -> UserRo
     """The user's row of one room."""
     row = await tx.fetchrow(_FIND_ROOM, user_id, room_id)
     return None if row is None else UserRoom(*row)
+
+
+async def list_memberships(tx: Transaction, user_id: UserId, room_ids: Sequence[RoomId]) -> dict[RoomId, str]:
+    """What the user is in those of these rooms that the user has to do with."""
+    return {RoomId(row[0]): row[1] for row in await tx.fetch(_LIST_MEMBERSHIPS, user_id, list(room_ids))}
 
 
 async def list_local_members(tx: Transaction, room_id: RoomId, membership: str = "join") -> list[UserId]:
