@@ -3,7 +3,14 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from services.gateway import departures, guest_removal, profile_propagation, room_upgrade_saga, stale_devices
+from services.gateway import (
+    delayed_event_timers,
+    departures,
+    guest_removal,
+    profile_propagation,
+    room_upgrade_saga,
+    stale_devices,
+)
 from services.gateway.app import build_gateway, gateway_routers, gateway_routes
 from services.gateway.passwords import Passwords
 from tessera.room_commands import RoomCommands
@@ -41,6 +48,7 @@ async def open_gateway(around: Surroundings) -> AsyncIterator[Service]:
                 commands.poll_overdue,
                 gateway.receipts.run,
                 lambda: profile_propagation.run(around.accounts, gateway.propagate_profile, around.clock),
+                lambda: delayed_event_timers.run(gateway.rooms, around.clock),
                 lambda: departures.run(gateway.rooms, around.clock),
                 lambda: room_upgrade_saga.run(gateway.rooms, around.clock),
                 lambda: stale_devices.run(gateway, around.clock),

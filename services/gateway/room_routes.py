@@ -10,6 +10,7 @@ from starlette.routing import Route
 from services.gateway import (
     banning,
     create_room,
+    delayed_events,
     directory,
     event_context,
     inviting,
@@ -34,6 +35,7 @@ from services.gateway import (
     room_summary,
     room_upgrades,
     rooms,
+    rtc_transports,
     search,
     space_hierarchy,
     threads_list,
@@ -66,7 +68,8 @@ def room_routers() -> list[APIRouter]:
         _under(room_summary.unstable_router, [_SUMMARY_PREFIX]),
         _under(space_hierarchy.router, _V1_PREFIXES[:1]),
     ]
-    return [mounted(module.router) for module in _MODULES] + newer
+    unstable = [delayed_events.router, rtc_transports.router]
+    return [mounted(module.router) for module in _MODULES] + newer + unstable
 
 
 def _under(router: APIRouter, prefixes: Sequence[str]) -> APIRouter:

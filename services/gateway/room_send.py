@@ -8,19 +8,19 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from matrixcore.identifiers import EventId, InvalidIdentifier, RoomId, fits_in_bytes, parse_event_id
+from matrixcore.identifiers import EventId, RoomId, fits_in_bytes
 from matrixcore.relations import annotation_identity
+from services.gateway.delayed_events import delay_of, schedule
 from services.gateway.dependencies import gateway_of
 from services.gateway.path_identifiers import room_id_of
 from services.gateway.room_changes import RoomChanges, Session, new_redaction, session_of
 from services.gateway.routing import client_routes, requester_of
+from services.gateway.send_checks import check_transaction_id, redaction_target
 from tessera.commands import NewEvent
 from tessera.http.bodies import read_json_object
-from tessera.http.errors import InvalidParam, MatrixError, MissingParam
+from tessera.http.errors import InvalidParam, MatrixError
 from tessera.http.replies import json_reply
 from tessera.storage.room_reads.relations import find_annotation
-
-MAX_TXN_ID_BYTES = 255
 
 
 async def send_message(request: Request) -> Response:
@@ -30,6 +30,9 @@ async def send_message(request: Request) -> Response:
     path = request.path_params
     gateway.limits.check("rc_message", requester.user_id)
     content = await read_json_object(request)
+    if request.scope["query_string"] and (delay_ms := delay_of(request)) is not None:
+        room_id, event_type = room_id_of(path["room_id"]), path["event_type"]
+        return await schedule(gateway, requester, room_id, event_type, None, content, delay_ms, path["txn_id"])
     session = session_of(requester)
     event_id = await send_event(
         gateway.rooms, session, room_id_of(path["room_id"]), path["event_type"], content, path["txn_id"]
@@ -50,7 +53,7 @@ async def send_event(
     """
     path = f"/rooms/{room_id}/send/{event_type}/{txn_id}"
     if event_type == "m.room.redaction":
-        return await send_redaction(changes, session, room_id, _target_of(content), content, path, txn_id)
+        return await send_redaction(changes, session, room_id, redaction_target(content), content, path, txn_id)
     check_transaction_id(txn_id)
     if not event_type or not fits_in_bytes(event_type):
         raise InvalidParam("the event type must have 1 to 255 bytes")
@@ -75,21 +78,6 @@ async def send_redaction(
     event_id = await changes.append(room_id, session, new_redaction(content, target), path=path, txn_id=txn_id)
     assert event_id is not None
     return event_id
-
-
-def check_transaction_id(txn_id: str) -> None:
-    """Raises InvalidParam for one that is too long to be shown in events."""
-    if not fits_in_bytes(txn_id, MAX_TXN_ID_BYTES):
-        raise InvalidParam(f"txnId must not exceed {MAX_TXN_ID_BYTES} bytes")
-
-
-def _target_of(content: dict[str, Any]) -> EventId:
-    if "redacts" not in content:
-        raise MissingParam("redacts is missing")
-    try:
-        return parse_event_id(content["redacts"])
-    except InvalidIdentifier as error:
-        raise InvalidParam(f"redacts: {error}") from error
 
 
 async def _check_annotation(

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from matrixcore.identifiers import RoomId, UserId, fits_in_bytes
+from services.gateway.delayed_events import delay_of, schedule
 from services.gateway.dependencies import GatewayDep, GatewayDeps
 from services.gateway.path_identifiers import room_id_of
 from services.gateway.room_access import refuse_guest
@@ -23,14 +25,20 @@ router = client_router()
 
 @router.put("/rooms/{room_id}/state/{event_type}")
 async def set_room_state(
-    room_id: str, event_type: str, content: JsonObject, requester: CurrentRequester, gateway: GatewayDep
+    request: Request,
+    room_id: str,
+    event_type: str,
+    content: JsonObject,
+    requester: CurrentRequester,
+    gateway: GatewayDep,
 ) -> Response:
     """Set the state of a type with the empty key."""
-    return await _set(gateway, requester, room_id, event_type, "", content)
+    return await _set(request, gateway, requester, room_id, event_type, "", content)
 
 
 @router.put("/rooms/{room_id}/state/{event_type}/{state_key:path}")
 async def set_room_state_with_key(
+    request: Request,
     room_id: str,
     event_type: str,
     state_key: str,
@@ -39,15 +47,23 @@ async def set_room_state_with_key(
     gateway: GatewayDep,
 ) -> Response:
     """Set the state of a type and key; content that is there already answers the event that has it."""
-    return await _set(gateway, requester, room_id, event_type, state_key, content)
+    return await _set(request, gateway, requester, room_id, event_type, state_key, content)
 
 
 async def _set(
-    gateway: GatewayDeps, requester: Requester, room_id: str, event_type: str, state_key: str, content: dict[str, Any]
+    request: Request,
+    gateway: GatewayDeps,
+    requester: Requester,
+    room_id: str,
+    event_type: str,
+    state_key: str,
+    content: dict[str, Any],
 ) -> Response:
     if event_type == "m.room.member":
         refuse_guest(requester)  # guests join and leave by the endpoints for that
     gateway.limits.check("rc_message", requester.user_id)
+    if (delay_ms := delay_of(request)) is not None:
+        return await schedule(gateway, requester, room_id_of(room_id), event_type, state_key, content, delay_ms)
     session = session_of(requester)
     event_id = await set_state(gateway.rooms, session, room_id_of(room_id), event_type, state_key, content)
     return json_reply({"event_id": event_id})

@@ -13,7 +13,11 @@ VERSIONS = (
 )
 
 # What is not in the specification, or what clients still ask for by the name it had before.
-UNSTABLE_FEATURES = {"org.matrix.e2e_cross_signing": True}
+UNSTABLE_FEATURES = {
+    "org.matrix.e2e_cross_signing": True,
+    "org.matrix.msc4140": True,
+    "org.matrix.msc4143": True,
+}
 
 
 async def get_versions(_request: Request) -> Response:

@@ -1,7 +1,7 @@
 """The nested parts of the file that are small."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PositiveInt, SecretStr
 
@@ -36,6 +36,16 @@ class TrustedKeyServer(Section):
     server_name: Name
     verify_keys: dict[KeyId, PublicKey] | None = None
     accept_keys_insecurely: bool = False
+
+
+class MatrixRtc(Section):
+    """Media servers for calls of many (MSC4143).
+
+    Attributes:
+        transports: told to clients as they are; each has a `type`, for LiveKit also `livekit_service_url`.
+    """
+
+    transports: tuple[dict[str, Any], ...] = ()
 
 
 def _refuse_policy(value: object) -> None:

@@ -16,6 +16,7 @@ from tessera.config.rate_limits import RateLimit, RateLimits
 from tessera.config.sections import (
     DirectoryRule,
     KeyId,
+    MatrixRtc,
     OldSigningKey,
     PasswordConfig,
     Pool,
@@ -87,6 +88,7 @@ class Settings(RateLimits, UrlPreviews, AccountKeys):
     user_ips_max_age: Duration | None = 28 * DAY_MS
 
     default_room_version: RoomVersion = "12"
+    max_event_delay_duration: Duration | None = DAY_MS
     redaction_retention_period: Duration | None = 7 * DAY_MS
     forgotten_room_retention_period: Duration | None = None
     alias_creation_rules: tuple[DirectoryRule, ...] = (DirectoryRule(),)
@@ -107,6 +109,7 @@ class Settings(RateLimits, UrlPreviews, AccountKeys):
     unused_expiration_time: Duration = DAY_MS
     enable_authenticated_media: bool = True
 
+    matrix_rtc: MatrixRtc = MatrixRtc()
     turn_uris: tuple[str, ...] = ()
     turn_shared_secret: SecretStr | None = None
     turn_username: str | None = None
