@@ -5,7 +5,7 @@ Spec: S-S API §Querying Keys Through Another Server.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -59,16 +59,18 @@ class KeyNeed:
 
 
 KeyNeeds = Mapping[ServerName, Sequence[KeyNeed]]
+KeysOf = Mapping[ServerName, Mapping[str, ServerKey]]
 Found = dict[ServerName, dict[str, ServerKey]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """When a server may be asked again."""
+    """When a server may be asked again, and what it has said."""
 
     asked_at: float
     again_at: float
     failures: int = 0
+    keys: Mapping[str, ServerKey] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +98,18 @@ class KeyFetcher:
         self._under_way: dict[ServerName, asyncio.Task[_Fetched | None]] = {}
         self._slots = asyncio.Semaphore(MAX_AT_ONCE)
 
-    async def fetch(self, needs: KeyNeeds, *, is_request: bool = False) -> Found:
+    async def fetch(self, needs: KeyNeeds, known: KeysOf, *, is_request: bool = False) -> Found:
         """The keys that could be had; what failed is missing.
 
         Args:
+            known: keys that are known already; no notary's word replaces them.
             is_request: the servers wait for our answer, so they are asked though they were not there just now.
         """
         servers = [server for server in needs if self._may_ask(server, is_request=is_request)]
         answers = await asyncio.gather(*(self._ask_once(server) for server in servers))
         fetched = {server: one for server, one in zip(servers, answers, strict=True) if one is not None}
-        found: Found = {server: dict(one.document.keys) for server, one in fetched.items()}
+        # Somebody may have asked between a caller's look at the account store and this one.
+        found: Found = {s: dict(asked.keys) for s in needs if (asked := self._asked.get(s)) is not None and asked.keys}
         left = {s: its for s, its in needs.items() if not all(need.is_met_by(found.get(s)) for need in its)}
         for notary in self._notaries:
             if not left:
@@ -113,15 +117,9 @@ class KeyFetcher:
             for one in await self._ask_notary(notary, left):
                 server = one.document.server_name
                 fetched.setdefault(server, one)
-                known = found.setdefault(server, {})
-                for key_id, key in one.document.keys.items():
-                    # The server's own word stands; a notary adds what that does not say.
-                    if key_id not in known or (
-                        known[key_id].public_key == key.public_key and known[key_id].valid_until_ts < key.valid_until_ts
-                    ):
-                        known[key_id] = key
+                _add_from_notary(found.setdefault(server, {}), known.get(server, {}), one.document.keys)
             left = {s: its for s, its in left.items() if not all(need.is_met_by(found.get(s)) for need in its)}
-        await self._keep(found, fetched)
+        await self._keep({server: found[server] for server in fetched}, fetched)
         return found
 
     async def fetch_document(self, server: ServerName) -> Mapping[str, Any] | None:
@@ -170,7 +168,7 @@ class KeyFetcher:
             log.info("no keys", server=server, error=str(error))
             return None
         now = self._clock.monotonic()
-        self._asked[server] = _Asked(now, now + AGAIN_SECONDS)
+        self._asked[server] = _Asked(now, now + AGAIN_SECONDS, keys=document.keys)
         return _Fetched(document, raw)
 
     async def _ask_notary(self, notary: TrustedKeyServer, needs: KeyNeeds) -> list[_Fetched]:
@@ -230,6 +228,16 @@ class KeyFetcher:
         except DatabaseUnavailable as error:
             # They serve those who wait for them, and are fetched again when they are needed again.
             log.warning("keys not kept", error=str(error))
+
+
+def _add_from_notary(
+    found: dict[str, ServerKey], known: Mapping[str, ServerKey], keys: Mapping[str, ServerKey]
+) -> None:
+    """The server's own word stands, and so does what was known; a notary adds keys, and time for those that we have."""
+    for key_id, key in keys.items():
+        before = found.get(key_id) or known.get(key_id)
+        if before is None or (before.public_key == key.public_key and before.valid_until_ts < key.valid_until_ts):
+            found[key_id] = key
 
 
 def _criteria(needs: Sequence[KeyNeed]) -> dict[str, dict[str, int]]:

@@ -15,7 +15,7 @@ from matrixcore.server_keys import ServerKey
 from matrixcore.signing import signing_key_ids, verify_json
 from tessera.bounded_cache import BoundedCache
 from tessera.federation.errors import BadSignature, KeyNotFound
-from tessera.federation.key_fetching import KeyFetcher, KeyNeed
+from tessera.federation.key_fetching import KeyFetcher, KeyNeed, KeysOf
 from tessera.federation.own_keys import OwnKeys
 from tessera.federation.signature_checks import SignatureChecker, SignedEvent
 from tessera.storage.database import Database
@@ -23,8 +23,6 @@ from tessera.storage.server_keys import list_server_keys
 
 MAX_SERVERS = 20_000  # in memory
 ANY_TIME = 0  # for rooms whose versions do not ask when a key was valid
-
-KeysOf = Mapping[ServerName, Mapping[str, ServerKey]]
 
 
 class Keyring:
@@ -101,7 +99,7 @@ class Keyring:
                 self._learn(await list_server_keys(tx, missing), found)
         if missing := _servers_unmet(wanted, found):
             open_needs = {server: [n for n in wanted[server] if not n.is_met_by(found[server])] for server in missing}
-            self._learn(await self._fetcher.fetch(open_needs, is_request=is_request), found)
+            self._learn(await self._fetcher.fetch(open_needs, found, is_request=is_request), found)
         return found
 
     def _learn(self, keys: KeysOf, found: dict[ServerName, Mapping[str, ServerKey]]) -> None:

@@ -1,0 +1,28 @@
+"""Tessera and a real Synapse as peers: how they find and believe each other."""
+
+import httpx
+
+from matrixcore.server_keys import read_key_document
+from tests.fixtures.federated_server import FederatedServer
+from tests.fixtures.synapse import SynapseServer
+
+
+async def test_each_server_reads_the_keys_of_the_other(
+    tessera_server: FederatedServer, synapse_server: SynapseServer
+) -> None:
+    async with httpx.AsyncClient(verify=tessera_server.peer_context(), timeout=30) as http:
+        servers = (tessera_server, synapse_server)
+        documents = {}
+        for server in servers:
+            base = f"https://{server.server_name}/_matrix"
+            assert (await http.get(f"{base}/federation/v1/version")).json()["server"]["name"]
+            documents[server.server_name] = (await http.get(f"{base}/key/v2/server")).json()
+        for server, other in (servers, servers[::-1]):
+            # As a notary a server fetches what it passes on.
+            key_ids = read_key_document(documents[other.server_name], now_ms=0).keys
+            question = {"server_keys": {other.server_name: {key_id: {} for key_id in key_ids}}}
+            answer = await http.post(f"https://{server.server_name}/_matrix/key/v2/query", json=question)
+            assert len(answer.json()["server_keys"]) == 1, server.log.read_text()[-3000:]
+            (passed_on,) = answer.json()["server_keys"]
+            assert read_key_document(passed_on, now_ms=0).server_name == other.server_name
+            assert server.server_name in passed_on["signatures"]
