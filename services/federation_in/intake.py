@@ -5,9 +5,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from services.federation_in.dependencies import FederationInDeps
+from services.federation_in.fetching import AncestorFetcher
 from services.federation_in.naming import InboxNaming
 from services.federation_in.receiving import PduReceiver
 from services.federation_in.transactions import EduReceiver, TransactionReceiver
+from tessera.federation.event_fetching import EventFetcher
 from tessera.service import Background
 
 
@@ -17,17 +19,26 @@ class Intake:
 
     transactions: TransactionReceiver
     naming: InboxNaming
+    fetcher: AncestorFetcher
     background: tuple[Background, ...]
 
 
 @asynccontextmanager
 async def open_intake(deps: FederationInDeps, edus: EduReceiver | None = None) -> AsyncIterator[Intake]:
     """Everything from a transaction to the names of its PDUs."""
-    naming = InboxNaming(deps.bus, deps.fanout, deps.shards, deps.clock, deps.ids, on_parked=lambda room_id: None)
+    fetcher = AncestorFetcher(
+        deps.server_name,
+        deps.shards,
+        EventFetcher(deps.federation.client, deps.federation.keyring),
+        deps.clock,
+        deps.ids.token(12),
+    )
+    naming = InboxNaming(deps.bus, deps.fanout, deps.shards, deps.clock, deps.ids, on_parked=fetcher.wake)
     receiver = PduReceiver(deps.server_name, deps.shards, deps.federation.keyring, deps.clock)
     transactions = TransactionReceiver(deps.accounts, receiver, naming, deps.clock, edus)
     await naming.start()
     try:
-        yield Intake(transactions, naming, (naming.sweep,))
+        background = (naming.sweep, fetcher.sweep, lambda: fetcher.run(naming))
+        yield Intake(transactions, naming, fetcher, background)
     finally:
         await naming.stop()

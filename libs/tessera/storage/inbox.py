@@ -55,6 +55,8 @@ UPDATE rooms.inbox SET named_at = now() WHERE inbox_id = ANY(ARRAY(
 )) RETURNING partition, room_id, inbox_id
 """
 
+_COUNT = "SELECT count(*) FROM (SELECT FROM rooms.inbox WHERE room_id = $1 LIMIT $2) AS lying"
+
 _LIST_MISSING = """
 SELECT missing_event_id, bool_and(as_outlier) FROM rooms.missing_events WHERE room_id = $1
 GROUP BY missing_event_id ORDER BY min(inbox_id) LIMIT $2
@@ -141,6 +143,12 @@ async def claim_new(tx: Transaction, lying_seconds: float, limit: int) -> dict[t
     for partition, room_id, inbox_id in await tx.fetch(_CLAIM_NEW, lying_seconds, limit):
         by_room.setdefault((partition, room_id), []).append(inbox_id)
     return {key: sorted(inbox_ids) for key, inbox_ids in by_room.items()}
+
+
+async def count(tx: Transaction, room_id: RoomId, limit: int) -> int:
+    """How many rows of a room lie here, counted up to a limit."""
+    lying: int = await tx.fetchval(_COUNT, room_id, limit)
+    return lying
 
 
 async def list_missing(tx: Transaction, room_id: RoomId, limit: int) -> list[MissingEvent]:

@@ -1,5 +1,6 @@
 """federation_in on real shards with a running writer, and another server's requests to it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -156,7 +157,10 @@ async def peer_world(world: World, accounts: Database, **overrides: Any) -> Asyn
         )
         transport = httpx.ASGITransport(app)
         client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="https://here.org"))
+        running = asyncio.create_task(intake.fetcher.run(intake.naming))
         yield PeerWorld(world, deps, intake, client, peers)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def know_keys(accounts: Database, server: ServerName, key: SigningKey, until: int = FOR_EVER) -> None:
