@@ -59,7 +59,8 @@ def test_the_small_stack_is_small() -> None:
     small = {name for name, of in profiles.items() if not of or "small" in of}
     assert small == {"postgres", "serve", "proxy"}
     cluster = {name for name, of in profiles.items() if "cluster" in of}
-    assert {"kafka", "valkey", "migrate", "topics", "gateway", "rooms", "sync", "media", "projector"} == cluster
+    services = {"gateway", "rooms", "sync", "media", "projector", "federation-in", "federation-out"}
+    assert {"kafka", "valkey", "migrate", "topics"} | services == cluster
 
 
 @pytest.mark.parametrize("name", sorted(ours()))
@@ -140,9 +141,14 @@ def test_caddy_understands_its_file() -> None:
 def test_the_proxy_knows_every_route() -> None:
     """What sync and media answer goes to them, and to nobody else."""
     text = (DOCKER / "Caddyfile").read_text()
-    for path in ("/_matrix/client/v3/sync", "/_matrix/client/v3/keys/changes", "/_matrix/media/*"):
+    for path in (
+        "/_matrix/client/v3/sync",
+        "/_matrix/client/v3/keys/changes",
+        "/_matrix/media/*",
+        "/_matrix/federation/*",
+    ):
         assert path in text
-    for name in ("gateway", "sync", "media"):
+    for name in ("gateway", "sync", "media", "federation-in"):
         assert f"to-{name}" in text
         assert f"to-{name}" in ours()[name]["networks"]["inside"]["aliases"]
         assert f"to-{name}" in ours()["serve"]["networks"]["inside"]["aliases"]
