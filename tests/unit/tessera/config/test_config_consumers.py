@@ -46,7 +46,7 @@ def paths(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]
 
 
 def is_read(code: str, path: str, name: str) -> bool:
-    if path.startswith("rc_"):  # buckets are named by their paths
+    if path.startswith("rc_") and not path.startswith("rc_federation"):  # buckets are named by their paths
         return f'"{path}' in code or path.rpartition(".")[2] in ("per_second", "burst_count")
     return re.search(rf"\.{name}\b", code) is not None
 
