@@ -14,6 +14,7 @@ from matrixcore.signing import SigningKey
 from services.gateway import (
     account_data,
     account_management,
+    address_confirmation,
     admin_register,
     auth_fallback,
     capabilities,
@@ -33,6 +34,7 @@ from services.gateway import (
     room_routes,
     send_to_device,
     tags,
+    third_party_ids,
     users,
     versions,
     voip,
@@ -41,6 +43,7 @@ from services.gateway import (
     whoami,
 )
 from services.gateway import filter as filters
+from services.gateway.address_validation import AddressValidation
 from services.gateway.claimed_names import ClaimedNames, NoClaims
 from services.gateway.dependencies import GatewayDeps
 from services.gateway.login_attempts import LoginAttempts
@@ -52,6 +55,7 @@ from services.gateway.receipt_batches import ReceiptBatches
 from services.gateway.room_changes import RoomChanges
 from services.gateway.routing import V1_PREFIXES, mounted
 from services.gateway.sessions import TokenLifetimes
+from services.gateway.telephone_delegate import TelephoneDelegate
 from services.gateway.uia import UserInteractiveAuth
 from services.gateway.uia_stages import build_stages
 from tessera.clock import Clock
@@ -61,6 +65,7 @@ from tessera.http.app import MatrixApp, create_app
 from tessera.http.limits import RateLimits
 from tessera.ids import IdSource
 from tessera.last_seen import LastSeenRecorder
+from tessera.mailing import Mailer
 from tessera.room_commands import RoomCommands
 from tessera.storage.database import Database
 from tessera.storage.gathered_lookups import GatheredLookups
@@ -81,6 +86,8 @@ _MODULES = (
         registration,
         registration_tokens,
         auth_fallback,
+        third_party_ids,
+        address_confirmation,
         admin_register,
         account_management,
     ),
@@ -134,7 +141,10 @@ def build_gateway(
     changes = RoomChanges(commands, shards, accounts, fanout, clock, ids)
 
     calls, policies = OutgoingCalls.of(settings), Policies.of(settings)
-    stages = build_stages(settings, accounts, clock, calls, policies)
+    mailer = None if settings.email is None else Mailer(settings.email, server_name, clock, ids)
+    addresses = AddressValidation(settings, accounts, clock, ids, limits, mailer)
+    telephones = TelephoneDelegate(calls.trusted, settings.account_threepid_delegates.msisdn, limits)
+    stages = build_stages(settings, accounts, clock, calls, policies, addresses, telephones)
 
     async def find_profiles(user_ids: Sequence[UserId]) -> Mapping[UserId, Profile]:
         async with accounts.reading() as tx:
@@ -158,6 +168,8 @@ def build_gateway(
         uia=UserInteractiveAuth(accounts, clock, ids, passwords, attempts, server_name, stages),
         policies=policies,
         calls=calls,
+        addresses=addresses,
+        telephones=telephones,
         propagate_profile=MemberEventPropagator(changes),
         signing_key=signing_key,
         receipts=ReceiptBatches(changes),

@@ -8,6 +8,7 @@ from starlette.requests import Request
 
 from matrixcore.identifiers import ServerName, UserId
 from matrixcore.signing import SigningKey
+from services.gateway.address_validation import AddressValidation
 from services.gateway.claimed_names import ClaimedNames
 from services.gateway.directory_rules import DirectoryRules
 from services.gateway.login_attempts import LoginAttempts
@@ -18,7 +19,9 @@ from services.gateway.profile_propagation import ProfilePropagator
 from services.gateway.receipt_batches import ReceiptBatches
 from services.gateway.room_changes import RoomChanges
 from services.gateway.room_creation import RoomMaker
+from services.gateway.rooms_elsewhere import RoomsElsewhere
 from services.gateway.sessions import TokenLifetimes
+from services.gateway.telephone_delegate import TelephoneDelegate
 from services.gateway.uia import UserInteractiveAuth
 from tessera.clock import Clock
 from tessera.config import Settings
@@ -68,16 +71,21 @@ class GatewayDeps:
     uia: UserInteractiveAuth
     policies: Policies
     calls: OutgoingCalls
+    addresses: AddressValidation
+    telephones: TelephoneDelegate
     propagate_profile: ProfilePropagator
     signing_key: SigningKey
     receipts: ReceiptBatches
     claims: ClaimedNames
     profile_lookups: GatheredLookups[UserId, Profile]
+    elsewhere: RoomsElsewhere | None = None
 
     @property
     def rooms(self) -> RoomChanges:
         """The way to change rooms."""
-        return RoomChanges(self.commands, self.shards, self.accounts, self.fanout, self.clock, self.ids)
+        return RoomChanges(
+            self.commands, self.shards, self.accounts, self.fanout, self.clock, self.ids, others=self.elsewhere
+        )
 
     @property
     def room_maker(self) -> RoomMaker:

@@ -10,7 +10,7 @@ from services.gateway.dependencies import GatewayDep, GatewayDeps
 from services.gateway.registration import SessionRequest
 from services.gateway.routing import ClientAddress, JsonObject, client_router
 from services.gateway.sessions import start_session
-from services.gateway.user_identifiers import login_user_id
+from services.gateway.user_identifiers import find_login_user
 from services.gateway.wellknown import client_wellknown
 from tessera.http.errors import BadJson, Forbidden, MatrixError, MissingParam
 from tessera.http.replies import json_reply
@@ -54,7 +54,10 @@ async def login_by_password(gateway: GatewayDeps, body: Mapping[str, Any]) -> di
         raise MissingParam("password is missing")
     if not isinstance(password, str):
         raise BadJson("password must be a string")
-    user_id = login_user_id(body, gateway.server_name)
+    user_id = await find_login_user(gateway.accounts, body, gateway.server_name)
+    if user_id is None:
+        await gateway.passwords.verify(password, None)  # as long as with a wrong password
+        raise Forbidden(_REFUSED)
     gateway.attempts.check_account(user_id)
     await require_password(gateway, user_id, password)
     device_id = session.device_id or gateway.ids.device_id()

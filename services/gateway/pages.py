@@ -32,18 +32,20 @@ def page(
     status: int = 200,
     scripts: str = "",
     frames: str = "'none'",
+    forms: str = "",
 ) -> Response:
     """A page from a template.
 
     Args:
         values: among them title and server_name.
         scripts, frames: sources of scripts and frames that it needs beside its own scripts.
+        forms: where its forms lead beside this server.
     """
     nonce = ids.token(16)
     html = _TEMPLATES.get_template(template).render({"nonce": nonce, "error": None, **values})
     policy = (
         f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}' {scripts}; frame-src {frames}; "
-        "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+        f"form-action 'self' {forms}; frame-ancestors 'none'; base-uri 'none'"
     )
     headers = {
         "Content-Security-Policy": policy,
@@ -53,6 +55,11 @@ def page(
         "Cache-Control": "no-store",
     }
     return HTMLResponse(html, status, headers)
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """A template as text: for mails."""
+    return _TEMPLATES.get_template(template).render(values)
 
 
 async def form_of(request: Request) -> dict[str, str]:

@@ -11,16 +11,17 @@ from typing import Any
 from starlette.responses import Response
 
 from matrixcore.identifiers import InvalidIdentifier, ServerName, UserId, is_valid_localpart, user_id_of
+from services.gateway.address_validation import in_use
 from services.gateway.dependencies import GatewayDep, GatewayDeps
 from services.gateway.passwords import MAX_PASSWORD_BYTES
 from services.gateway.registration_flows import registration_flows
 from services.gateway.routing import ClientAddress, JsonObject, client_router
 from services.gateway.sessions import start_session
 from services.gateway.uia import Proof, UiaRequest
-from services.gateway.uia_stages import REGISTRATION_TOKEN, TERMS
+from services.gateway.uia_stages import EMAIL, MSISDN, REGISTRATION_TOKEN, TERMS
 from tessera.http.errors import BadJson, Exclusive, Forbidden, InvalidParam, InvalidUsername, MissingParam, UserInUse
 from tessera.http.replies import json_reply
-from tessera.storage import registration_tokens, users
+from tessera.storage import registration_tokens, threepids, users
 from tessera.storage.database import Transaction
 
 router = client_router()
@@ -149,6 +150,9 @@ async def _settle_proof(tx: Transaction, gateway: GatewayDeps, user_id: UserId, 
     session = await gateway.uia.consume(tx, proof)
     if session is not None and session.registration_token is not None and REGISTRATION_TOKEN in session.completed:
         await registration_tokens.use_token(tx, session.registration_token)
+    for stage in (EMAIL, MSISDN):
+        if (address := proof.facts.get(stage)) is not None:
+            await _add_address(tx, gateway, user_id, address)
     if TERMS in proof.facts:
         await users.add_consents(tx, user_id, proof.facts[TERMS], now_ms=gateway.clock.now_ms())
 
@@ -172,6 +176,19 @@ async def registered_reply(gateway: GatewayDeps, user_id: UserId, session: Sessi
         )
     await wakes.publish(gateway.fanout)
     return {**reply, "device_id": device_id, **issued.fields()}
+
+
+async def _add_address(tx: Transaction, gateway: GatewayDeps, user_id: UserId, proven: Mapping[str, Any]) -> None:
+    if not await threepids.add_threepid(
+        tx,
+        user_id,
+        proven["medium"],
+        proven["address"],
+        validated_ts=proven["validated_ts"],
+        now_ms=gateway.clock.now_ms(),
+    ):
+        raise in_use()
+    await threepids.end_validation(tx, proven["session_id"])
 
 
 def parse_username(username: str, server_name: ServerName) -> UserId:

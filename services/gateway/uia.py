@@ -16,7 +16,7 @@ import orjson
 from matrixcore.identifiers import ServerName, UserId
 from services.gateway.login_attempts import LoginAttempts
 from services.gateway.passwords import Passwords
-from services.gateway.user_identifiers import login_user_id
+from services.gateway.user_identifiers import find_login_user
 from tessera.clock import Clock
 from tessera.http.errors import BadJson, MatrixError, NotFound
 from tessera.ids import IdSource
@@ -279,7 +279,9 @@ class UserInteractiveAuth:
         if not isinstance(password, str):
             raise BadJson("auth.password must be a string")
         # Clients may leave the identifier out, since the access token says who they are.
-        named = request.user_id if not _names_user(auth) else login_user_id(auth, self.server_name)
+        named: UserId | None = request.user_id
+        if _names_user(auth):
+            named = await find_login_user(self.accounts, auth, self.server_name)
         self.attempts.check(request.user_id)
         async with self.accounts.reading() as tx:
             user = await users.find_user(tx, request.user_id)
@@ -290,7 +292,7 @@ class UserInteractiveAuth:
 
 
 def _names_user(auth: Mapping[str, object]) -> bool:
-    return "identifier" in auth or "user" in auth
+    return "identifier" in auth or "user" in auth or "medium" in auth
 
 
 def _next_stages(flows: Flows, completed: Sequence[str]) -> set[str]:

@@ -3,12 +3,14 @@
 Spec: C-S API §Google ReCaptcha, §Token-authenticated registration, §Terms of service at registration.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+from services.gateway.address_validation import PASSWORD_RESET, REGISTER, AddressValidation, Proven
 from services.gateway.outgoing_calls import OutgoingCalls
 from services.gateway.policies import Policies
+from services.gateway.telephone_delegate import TelephoneDelegate
 from services.gateway.uia import Stage, StageFailed, Trial
 from tessera.clock import Clock
 from tessera.config import Settings
@@ -24,6 +26,9 @@ EMAIL = "m.login.email.identity"
 MSISDN = "m.login.msisdn"
 
 MAX_RESPONSE_LENGTH = 16_384
+
+# What an address is proven for, by the operation that asks for it.
+_PURPOSES = {"register": REGISTER, "changePassword": PASSWORD_RESET}
 
 
 @dataclass(frozen=True)
@@ -96,11 +101,54 @@ class TermsStage(Stage):
         return {"policies": self.policies.params()}
 
 
+@dataclass(frozen=True)
+class AddressStage(Stage):
+    """A proven address; what is found out is the address.
+
+    Attributes:
+        find_proof: takes purpose, sid and client_secret.
+    """
+
+    needs_session: ClassVar[bool] = True
+
+    find_proof: Callable[[str, str, str], Awaitable[Proven | None]]
+
+    async def check(self, trial: Trial) -> dict[str, Any]:
+        # Some clients still write it as it was before r0.5.
+        given = trial.auth.get("threepid_creds", trial.auth.get("threepidCreds"))
+        if not isinstance(given, Mapping):
+            raise StageFailed("M_MISSING_PARAM", "threepid_creds is missing")
+        session_id, secret = given.get("sid"), given.get("client_secret")
+        if not isinstance(session_id, str) or not isinstance(secret, str):
+            raise StageFailed("M_MISSING_PARAM", "threepid_creds lacks sid or client_secret")
+        proof = await self.find_proof(_PURPOSES[trial.operation], session_id, secret)
+        if proof is None:
+            raise StageFailed("M_THREEPID_AUTH_FAILED", "The address is not proven yet")
+        return asdict(proof)
+
+    def params(self) -> None:
+        return None
+
+
 def build_stages(
-    settings: Settings, accounts: Database, clock: Clock, calls: OutgoingCalls, policies: Policies
+    settings: Settings,
+    accounts: Database,
+    clock: Clock,
+    calls: OutgoingCalls,
+    policies: Policies,
+    addresses: AddressValidation,
+    telephones: TelephoneDelegate,
 ) -> dict[str, Stage]:
     """The stages that the settings make possible, by name."""
     stages: dict[str, Stage] = {REGISTRATION_TOKEN: RegistrationTokenStage(accounts, clock)}
+    if addresses.mailer is not None:
+        stages[EMAIL] = AddressStage(addresses.find_proof)
+    if telephones.url is not None:
+
+        async def find_number(_purpose: str, session_id: str, client_secret: str) -> Proven | None:
+            return await telephones.find_proof(session_id, client_secret)
+
+        stages[MSISDN] = AddressStage(find_number)
     if policies.required:
         stages[TERMS] = TermsStage(policies)
     public_key, private_key = settings.recaptcha_public_key, settings.recaptcha_private_key

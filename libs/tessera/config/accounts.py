@@ -161,6 +161,7 @@ class AccountKeys(Section):
     email: Email | None = None
     enable_3pid_changes: bool = True
     request_token_inhibit_3pid_errors: bool = False
+    next_link_domain_whitelist: frozenset[str] | None = None
     account_threepid_delegates: ThreepidDelegates = ThreepidDelegates()
     default_identity_server: WebUrl | None = None
     login_via_existing_session: ExistingSession = ExistingSession()

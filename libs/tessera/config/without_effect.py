@@ -27,6 +27,7 @@ WITHOUT_EFFECT = frozenset(
         "email.invite_client_location",
         "email.notif_delay_before_mail",
         "email.notif_for_new_users",
+        "email.tlsname",
         "forgotten_room_retention_period",
         "listeners.resources.compress",
         "password_config.localdb_enabled",

@@ -20,6 +20,8 @@ BY_THE_WAY = frozenset(
         "database.args.cp_min",
         "database.args.sslmode",
         "database.args.sslrootcert",
+        "email.notif_from",
+        "email.smtp_port",
         "enable_registration_without_verification",
         "media_store_path",
         "report_stats",  # asks for nothing here, whatever its value
