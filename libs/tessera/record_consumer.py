@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
+from prometheus_client import Counter
 
 from matrixcore.identifiers import RoomId
 from tessera import consumer_metrics as metrics
@@ -94,8 +95,10 @@ class RecordConsumer:
     _reader: RecordReader | None = None
     _unsettled: asyncio.Event = field(default_factory=asyncio.Event)
     _trouble: str = ""
+    _consumed: Counter = field(init=False)
 
     def __post_init__(self) -> None:
+        self._consumed = metrics.RECORDS.labels(self.name)
         # At 0 from the beginning: Prometheus sees no increase where there was nothing.
         metrics.LEFT_OUT.labels(self.name)
 
@@ -298,7 +301,7 @@ class RecordConsumer:
 
     async def _apply(self, partition: int, records: Sequence[LogRecord]) -> Cursor:
         cursor = Cursor(records[-1].incarnation, records[-1].position)
-        metrics.RECORDS.labels(self.name).inc(len(records))
+        self._consumed.inc(len(records))
         records = [record for record in records if self.step.concerns(record)]
         if not records:
             self._unwritten[partition] = cursor

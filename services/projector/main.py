@@ -1,10 +1,11 @@
-"""Puts the projector together: a consumer of room.log for each step."""
+"""Puts the projector together: a consumer of room.log for each step; all of them share one reader."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
 from matrixcore.identifiers import ServerName
 from services.projector import directory, guest_access, memberships, search, upgraded_rooms
+from tessera.bus import SharedRecords
 from tessera.consumer_leases import ConsumerLeases
 from tessera.rebuilding import Rebuilder
 from tessera.record_consumer import RecordConsumer, Step
@@ -15,8 +16,9 @@ from tessera.service import Service, Surroundings
 @asynccontextmanager
 async def open_projector(around: Surroundings) -> AsyncIterator[Service]:
     """All steps, each with cursors of its own; several projectors share the partitions of each step."""
+    records = SharedRecords(around.records)
     consumers = [
-        RecordConsumer(name, step, around.records, around.accounts, around.shards, around.clock, rebuild)
+        RecordConsumer(name, step, records, around.accounts, around.shards, around.clock, rebuild)
         for name, step, rebuild in _steps(around)
     ]
     checks = {f"consumer {consumer.name}": consumer.check for consumer in consumers}

@@ -11,6 +11,7 @@ from tessera.bus.protocol import (
     RecordReader,
     TopicReplaced,
 )
+from tessera.bus.shared_records import SharedRecords
 
 __all__ = [
     "BusBusy",
@@ -22,5 +23,6 @@ __all__ = [
     "LocalRecordBus",
     "RecordBus",
     "RecordReader",
+    "SharedRecords",
     "TopicReplaced",
 ]
