@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 from services.gateway import (
     delayed_event_timers,
@@ -14,7 +13,6 @@ from services.gateway import (
 )
 from services.gateway.app import build_gateway, gateway_routers, gateway_routes
 from services.gateway.passwords import Passwords
-from services.gateway.rooms_elsewhere import RoomsElsewhere
 from tessera.room_commands import RoomCommands
 from tessera.service import Service, Surroundings
 from tessera.storage.outcomes import ShardOutcomes
@@ -42,11 +40,6 @@ async def open_gateway(around: Surroundings) -> AsyncIterator[Service]:
     )
     await commands.start()
     try:
-    joiner = None
-        shaker = Handshaker(
-        )
-        joiner = RoomJoiner(gateway.rooms, shaker, f"{around.name}/{around.ids.token()}")
-        gateway = replace(gateway, elsewhere=RoomsElsewhere(gateway.rooms, shaker, joiner))
         yield Service(
             routes={"client": list(gateway_routes())},
             routers={"client": list(gateway_routers())},
@@ -63,7 +56,6 @@ async def open_gateway(around: Surroundings) -> AsyncIterator[Service]:
                     (lambda: guest_removal.run(gateway.rooms, around.clock),)
                     if around.settings.allow_guest_access
                     else ()
-                *((joiner.resume,) if joiner is not None else ()),
                 ),
             ),
         )
