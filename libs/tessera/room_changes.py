@@ -3,10 +3,11 @@
 Spec: none; DESIGN.md sections 2, 3 and 5.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from matrixcore.identifiers import EventId, RoomId, UserId
+from matrixcore.identifiers import EventId, RoomId, ServerName, UserId
 from tessera.clock import Clock
 from tessera.commands import Append, Command, CommandBody, NewEvent, Outcome, OutcomeStatus, transaction_command_id
 from tessera.fanout import Fanout
@@ -43,9 +44,33 @@ def session_of(requester: Requester) -> Session:
     return Session(requester.user_id, requester.device_id or None)
 
 
+class OtherServers(Protocol):
+    """What is done by other servers, for rooms in which this server has nobody and users that are not ours."""
+
+    async def join(
+        self, session: Session, room_id: RoomId, via: Sequence[ServerName], content: Mapping[str, Any]
+    ) -> str | None:
+        """Join a room; None if this server follows it by now."""
+
+    async def knock(
+        self, session: Session, room_id: RoomId, via: Sequence[ServerName], content: Mapping[str, Any]
+    ) -> EventId:
+        """Knock on a room."""
+
+    async def leave(self, user_id: UserId, room_id: RoomId, content: Mapping[str, Any]) -> str | None:
+        """Reject an invite or take a knock back; None if there is nothing to leave."""
+
+    async def invite(self, session: Session, room_id: RoomId, target: UserId, content: Mapping[str, Any]) -> EventId:
+        """Invite a user of another server."""
+
+
 @dataclass(frozen=True, slots=True)
 class RoomChanges:
-    """The way to the room writers and to the account store, which hears of moved memberships."""
+    """The way to the room writers and to the account store, which hears of moved memberships.
+
+    Attributes:
+        others: None where this server is the only one.
+    """
 
     commands: RoomCommands
     shards: RoomShards
@@ -54,6 +79,7 @@ class RoomChanges:
     clock: Clock
     ids: IdSource
     timeout_seconds: float = COMMAND_TIMEOUT_SECONDS
+    others: OtherServers | None = None
 
     async def submit(
         self, room_id: RoomId, sender: UserId, body: CommandBody, *, command_id: bytes | None = None

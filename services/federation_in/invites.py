@@ -13,6 +13,7 @@ import orjson
 import structlog
 from starlette.responses import Response
 
+from matrixcore.auth_events import CREATE
 from matrixcore.event_hashes import check_content_hash
 from matrixcore.event_signing import sign_event
 from matrixcore.events import Event, InvalidEvent, parse_event
@@ -26,7 +27,6 @@ from tessera.federation.handshakes import MAX_STRIPPED_EVENTS, stripped_events
 from tessera.http.errors import BadJson, Forbidden, InvalidParam, MatrixError, MissingParam, NotFound
 from tessera.http.replies import json_reply
 from tessera.storage import invite_permissions, users
-from tessera.stripped_state import CREATE
 
 log = structlog.get_logger(__name__)
 router = peer_router()

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from services.gateway import (
     delayed_event_timers,
@@ -13,6 +14,9 @@ from services.gateway import (
 )
 from services.gateway.app import build_gateway, gateway_routers, gateway_routes
 from services.gateway.passwords import Passwords
+from services.gateway.rooms_elsewhere import RoomsElsewhere
+from tessera.federation.handshakes import Handshaker
+from tessera.federation.joining import RoomJoiner
 from tessera.room_commands import RoomCommands
 from tessera.service import Service, Surroundings
 from tessera.storage.outcomes import ShardOutcomes
@@ -38,6 +42,13 @@ async def open_gateway(around: Surroundings) -> AsyncIterator[Service]:
         signing_key=around.signing_key,
         passwords=passwords,
     )
+    joiner = None
+    if around.federation is not None:
+        shaker = Handshaker(
+            gateway.server_name, around.signing_key, around.federation.client, around.federation.keyring, around.ids
+        )
+        joiner = RoomJoiner(gateway.rooms, shaker, f"{around.name}/{around.ids.token()}")
+        gateway = replace(gateway, elsewhere=RoomsElsewhere(gateway.rooms, shaker, joiner))
     await commands.start()
     try:
         yield Service(
@@ -52,6 +63,7 @@ async def open_gateway(around: Surroundings) -> AsyncIterator[Service]:
                 lambda: departures.run(gateway.rooms, around.clock),
                 lambda: room_upgrade_saga.run(gateway.rooms, around.clock),
                 lambda: stale_devices.run(gateway, around.clock),
+                *((joiner.resume,) if joiner is not None else ()),
                 *(
                     (lambda: guest_removal.run(gateway.rooms, around.clock),)
                     if around.settings.allow_guest_access

@@ -3,7 +3,7 @@
 Pure: no room, no account and no clock is asked. Spec: C-S API §Creation, POST /createRoom.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,11 +118,14 @@ def create_content(room: NewRoom) -> dict[str, Any]:
     return content
 
 
-def first_events(room: NewRoom, profiles: Mapping[UserId, MemberProfile]) -> tuple[NewEvent, ...]:
+def first_events(
+    room: NewRoom, profiles: Mapping[UserId, MemberProfile], *, later: Collection[UserId] = ()
+) -> tuple[NewEvent, ...]:
     """Everything after m.room.create, in the order that the specification gives.
 
     Args:
         profiles: of the creator and the invitees; who is not in it has none.
+        later: invitees whose invites are not among these events.
     """
     own = profiles.get(room.creator, MemberProfile())
     given = {(event.type, event.state_key) for event in room.initial_state}
@@ -139,7 +142,7 @@ def first_events(room: NewRoom, profiles: Mapping[UserId, MemberProfile]) -> tup
         events.append(NewEvent("m.room.name", "", {"name": room.name}))
     if room.topic is not None:
         events.append(NewEvent("m.room.topic", "", topic_content(room.topic)))
-    for invitee in room.invitees:
+    for invitee in (one for one in room.invitees if one not in later):
         content = profiles.get(invitee, MemberProfile()).content("invite")
         if room.is_direct:
             content["is_direct"] = True

@@ -3,6 +3,8 @@
 Spec: C-S API §Creation; DESIGN.md section 3 (createRoom is one compound command).
 """
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -47,11 +49,12 @@ class RoomMaker:
                 M_INVALID_ROOM_STATE), an invitee cannot be invited, the operator's rules forbid alias or directory.
         """
         content = create_content(room)
-        for invitee in room.invitees:
-            if server_of(invitee) != self.server_name:
-                raise MatrixError(f"The server of {invitee} cannot be reached", errcode="M_NOT_FOUND", status=404)
+        elsewhere = [invitee for invitee in room.invitees if server_of(invitee) != self.server_name]
+        if elsewhere and self.changes.others is None:
+            raise MatrixError(f"The server of {elsewhere[0]} cannot be reached", errcode="M_NOT_FOUND", status=404)
         profiles = await load_invitees(self.changes.accounts, room.invitees, also=room.creator)
-        events = first_events(room, profiles)
+        # Others' servers sign their invites before these are events: they follow when the room is there.
+        events = first_events(room, profiles, later=elsewhere)
         if room.alias is not None:
             await self._reserve(room.alias, room.creator)
         try:
@@ -65,7 +68,24 @@ class RoomMaker:
                 await aliases.bind(tx, room.alias, room.creator, room_id)
         if room.is_public:
             await publish_room(self.changes, room_id, published=True)
+        await self._invite_elsewhere(session, room, room_id, elsewhere)
         return room_id
+
+    async def _invite_elsewhere(
+        self, session: Session, room: NewRoom, room_id: RoomId, invitees: Sequence[UserId]
+    ) -> None:
+        """Invite users of other servers, side by side; the room is there, whoever cannot be invited."""
+        content = {"membership": "invite", **({"is_direct": True} if room.is_direct else {})}
+        others = self.changes.others
+
+        async def invite(invitee: UserId) -> None:
+            assert others is not None
+            try:
+                await others.invite(session, room_id, invitee, content)
+            except MatrixError as error:
+                log.info("not invited to a new room", room_id=room_id, user_id=invitee, reason=error.message)
+
+        await asyncio.gather(*(invite(invitee) for invitee in invitees))
 
     async def _commit(
         self, session: Session, room: NewRoom, content: dict[str, object], events: tuple[NewEvent, ...]

@@ -6,10 +6,10 @@ invite permissions, and the allow rules of restricted rooms.
 Spec: C-S API §Room membership.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matrixcore.identifiers import InvalidIdentifier, RoomId, UserId, parse_user_id, server_of
+from matrixcore.identifiers import InvalidIdentifier, RoomId, ServerName, UserId, parse_user_id, server_of
 from services.gateway.member_profiles import load_invitees, load_profile
 from services.gateway.room_changes import RoomChanges, Session
 from tessera.commands import NewEvent
@@ -23,13 +23,20 @@ _PROFILE_KEYS = ("displayname", "avatar_url")
 
 
 async def join_room(
-    changes: RoomChanges, session: Session, room_id: RoomId, extra: Mapping[str, Any], *, refresh: bool = False
+    changes: RoomChanges,
+    session: Session,
+    room_id: RoomId,
+    extra: Mapping[str, Any],
+    *,
+    refresh: bool = False,
+    via: Sequence[ServerName] = (),
 ) -> str | None:
     """Join the session's user, who may be joined already.
 
     Args:
         extra: further content of the member event (`reason`, or a name for this room alone).
         refresh: put the content into the room even if the user is joined: a change of name in this room.
+        via: servers that may know the room.
 
     Returns:
         The ID of the member event, None if there was nothing to do.
@@ -38,12 +45,19 @@ async def join_room(
         NotFound: the room is not known here.
         MatrixError: the user may not join.
     """
-    found = await _find_room(changes, room_id, session.user_id)
-    if found.membership == "join" and not refresh:
-        return None
     profile = await load_profile(changes.accounts, session.user_id)
     content = {**profile.content("join"), **extra, "membership": "join"}
     content.pop("join_authorised_via_users_server", None)
+    found = await _find_room(changes, room_id, session.user_id)
+    if found is None and changes.others is not None:
+        event_id = await changes.others.join(session, room_id, via, content)
+        if event_id is not None:
+            return event_id
+        found = await _find_room(changes, room_id, session.user_id)
+    if found is None:
+        raise NotFound("This room is not known here")
+    if found.membership == "join" and not refresh:
+        return None
     if found.membership not in ("join", "invite"):
         authoriser = await find_authoriser(changes.shards, found.room, session.user_id, server_of(session.user_id))
         if authoriser is not None:
@@ -59,13 +73,13 @@ async def join_room(
 async def invite_user(
     changes: RoomChanges, session: Session, room_id: RoomId, target: UserId, extra: Mapping[str, Any]
 ) -> str | None:
-    """Invite a user of this server; inviting again is no event.
+    """Invite a user; inviting again is no event.
 
     Raises:
         MatrixError: the sender may not invite, the user is joined or banned, or blocks invites.
     """
     if server_of(target) != server_of(session.user_id):
-        raise MatrixError("The user's server cannot be reached", errcode="M_NOT_FOUND", status=404)
+        return await _invite_elsewhere(changes, session, room_id, target, extra)
     if target == session.user_id:
         raise Forbidden("You cannot invite yourself")
     profile = (await load_invitees(changes.accounts, [target])).get(target)
@@ -80,12 +94,28 @@ async def invite_user(
     )
 
 
+async def _invite_elsewhere(
+    changes: RoomChanges, session: Session, room_id: RoomId, target: UserId, extra: Mapping[str, Any]
+) -> str | None:
+    if changes.others is None:
+        raise MatrixError("The user's server cannot be reached", errcode="M_NOT_FOUND", status=404)
+    async with changes.shards.of_room(room_id).reading() as tx:
+        found = await find_for_reader(tx, room_id, target)
+    if found is not None and found.membership == "invite":
+        return None
+    return await changes.others.invite(session, room_id, target, {**extra, "membership": "invite"})
+
+
 async def leave_room(changes: RoomChanges, session: Session, room_id: RoomId, extra: Mapping[str, Any]) -> str | None:
     """Leave a room, reject an invite or take a knock back; leaving a room twice is no event."""
     found = await _find_room(changes, room_id, session.user_id)
+    content = {**extra, "membership": "leave"}
+    if found is None and changes.others is not None:
+        return await changes.others.leave(session.user_id, room_id, content)
+    if found is None:
+        raise NotFound("This room is not known here")
     if found.membership is None:
         raise Forbidden("You are not in this room")
-    content = {**extra, "membership": "leave"}
     return await changes.append(
         room_id, session, NewEvent("m.room.member", session.user_id, content), done_if_membership=("leave",)
     )
@@ -122,11 +152,26 @@ async def unban_user(
     )
 
 
-async def knock_room(changes: RoomChanges, session: Session, room_id: RoomId, extra: Mapping[str, Any]) -> str | None:
-    """Ask to be let in; asking again is no event."""
-    await _find_room(changes, room_id, session.user_id)
+async def knock_room(
+    changes: RoomChanges,
+    session: Session,
+    room_id: RoomId,
+    extra: Mapping[str, Any],
+    *,
+    via: Sequence[ServerName] = (),
+) -> str | None:
+    """Ask to be let in; asking again is no event.
+
+    Args:
+        via: servers that may know the room.
+    """
+    found = await _find_room(changes, room_id, session.user_id)
     profile = await load_profile(changes.accounts, session.user_id)
     content = {**profile.content("knock"), **extra, "membership": "knock"}
+    if found is None and changes.others is not None:
+        return await changes.others.knock(session, room_id, via, content)
+    if found is None:
+        raise NotFound("This room is not known here")
     return await changes.append(
         room_id, session, NewEvent("m.room.member", session.user_id, content), done_if_membership=("knock",)
     )
@@ -203,9 +248,8 @@ def target_of(body: Mapping[str, Any]) -> UserId:
         raise InvalidParam(f"user_id: {error}") from error
 
 
-async def _find_room(changes: RoomChanges, room_id: RoomId, user_id: UserId) -> RoomForReader:
+async def _find_room(changes: RoomChanges, room_id: RoomId, user_id: UserId) -> RoomForReader | None:
+    """The room, if this server follows it: what it knows of others is out of date."""
     async with changes.shards.of_room(room_id).reading() as tx:
         found = await find_for_reader(tx, room_id, user_id)
-    if found is None:
-        raise NotFound("This room is not known here")
-    return found
+    return found if found is not None and found.is_followed else None

@@ -22,17 +22,26 @@ class RoomRow(NamedTuple):
 
 
 class RoomForReader(NamedTuple):
-    """A room with the current membership of one user, None where there is none."""
+    """A room with the current membership of one user, None where there is none.
+
+    Attributes:
+        is_followed: whether the user's server has members in it, or nobody has: then all that is known is so.
+    """
 
     room: RoomRow
     membership: str | None
     member_event_id: EventId | None
     member_order: OrderKey | None
+    is_followed: bool = True
 
 
 _FOR_READER = """
 SELECT r.room_id, r.partition, r.room_version, r.creator, r.create_event_id, r.joined_count, r.invited_count,
-       r.last_position, m.membership, m.event_id, m.anchor, m.sub
+       r.last_position, m.membership, m.event_id, m.anchor, m.sub,
+       EXISTS (
+           SELECT FROM rooms.room_servers s WHERE s.room_id = $1 AND s.joined_count > 0
+           AND s.server_name = substr($2, strpos($2, ':') + 1)
+       ) OR NOT EXISTS (SELECT FROM rooms.room_servers s WHERE s.room_id = $1 AND s.joined_count > 0)
 FROM rooms.rooms r
 LEFT JOIN rooms.current_state m ON m.room_id = r.room_id AND m.type = 'm.room.member' AND m.state_key = $2
 WHERE r.room_id = $1
@@ -65,7 +74,7 @@ async def find_for_reader(tx: Transaction, room_id: RoomId, user_id: UserId) -> 
     if row is None:
         return None
     order = None if row[10] is None else OrderKey(row[10], row[11])
-    return RoomForReader(RoomRow(*row[:8]), row[8], row[9], order)
+    return RoomForReader(RoomRow(*row[:8]), row[8], row[9], order, row[12])
 
 
 async def find_with_steps(
