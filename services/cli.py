@@ -23,6 +23,7 @@ from services.command_line import (
     set_up_logging,
     show_progress,
 )
+from services.rotate_command import rotate_command
 from services.topics_command import topics_command
 from services.upkeep_commands import rebuild_command, verify_command
 from tessera.config import ConfigError, Settings, generate_config
@@ -38,6 +39,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.command("topics")(topics_command)
 app.command("rebuild")(rebuild_command)
 app.command("verify")(verify_command)
+app.command("rotate-signing-key")(rotate_command)
 app.add_typer(dead_letters_command.app, name="dead-letters")
 app.add_typer(partitions_command.app, name="partitions")
 app.command("cluster")(cluster_command)
