@@ -5,10 +5,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from services.federation_in.dependencies import FederationInDeps
+from services.federation_in.edu_intake import EduIntake
 from services.federation_in.fetching import AncestorFetcher
 from services.federation_in.naming import InboxNaming
 from services.federation_in.receiving import PduReceiver
-from services.federation_in.transactions import EduReceiver, TransactionReceiver
+from services.federation_in.transactions import TransactionReceiver
 from tessera.federation.event_fetching import EventFetcher
 from tessera.service import Background
 
@@ -24,7 +25,7 @@ class Intake:
 
 
 @asynccontextmanager
-async def open_intake(deps: FederationInDeps, edus: EduReceiver | None = None) -> AsyncIterator[Intake]:
+async def open_intake(deps: FederationInDeps) -> AsyncIterator[Intake]:
     """Everything from a transaction to the names of its PDUs."""
     fetcher = AncestorFetcher(
         deps.server_name,
@@ -35,10 +36,11 @@ async def open_intake(deps: FederationInDeps, edus: EduReceiver | None = None) -
     )
     naming = InboxNaming(deps.bus, deps.fanout, deps.shards, deps.clock, deps.ids, on_parked=fetcher.wake)
     receiver = PduReceiver(deps.server_name, deps.shards, deps.federation.keyring, deps.clock)
+    edus = EduIntake.of(deps)
     transactions = TransactionReceiver(deps.accounts, receiver, naming, deps.clock, edus)
     await naming.start()
     try:
-        background = (naming.sweep, fetcher.sweep, lambda: fetcher.run(naming))
+        background = (naming.sweep, fetcher.sweep, lambda: fetcher.run(naming), *edus.background)
         yield Intake(transactions, naming, fetcher, background)
     finally:
         await naming.stop()

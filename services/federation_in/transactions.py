@@ -51,7 +51,7 @@ class EduReceiver(Protocol):
         """EDUs that are not stored; they may be dropped. Must not wait for the network."""
 
     def wake(self) -> None:
-        """EDUs have been stored (`storage.received_transactions.take_edus`)."""
+        """EDUs have been stored (`storage.received_transactions.list_edus`)."""
 
 
 class InviteRescinder(Protocol):

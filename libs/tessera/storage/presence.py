@@ -1,4 +1,4 @@
-"""The presence that local users set, one row for each. Spec: C-S API §Presence."""
+"""The presence that users set, one row for each. Spec: C-S API §Presence."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,6 +24,21 @@ ON CONFLICT (user_id) DO UPDATE SET
 """
 
 _LIST = "SELECT user_id, presence, status_msg, last_active_ts FROM accounts.presence WHERE user_id = ANY($1::text[])"
+
+
+_SET_MANY = """
+INSERT INTO accounts.presence AS p (user_id, presence, status_msg, last_active_ts)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) ORDER BY 1
+ON CONFLICT (user_id) DO UPDATE SET
+    presence = EXCLUDED.presence, status_msg = EXCLUDED.status_msg,
+    last_active_ts = greatest(p.last_active_ts, EXCLUDED.last_active_ts)
+"""
+
+
+async def set_many(tx: Transaction, states: Sequence[Presence]) -> None:
+    """Store what several users have set, each of them once."""
+    if states:
+        await tx.execute(_SET_MANY, *(list(column) for column in zip(*states, strict=True)))
 
 
 async def set_presence(tx: Transaction, state: Presence) -> None:

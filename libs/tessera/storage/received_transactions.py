@@ -33,9 +33,8 @@ SELECT $1, edu, $3 FROM unnest($6::bytea[]) WITH ORDINALITY AS given (edu, numbe
 WHERE EXISTS (SELECT FROM added) ORDER BY number
 """
 _COUNT_EDUS = "SELECT count(*) FROM (SELECT FROM accounts.received_edus WHERE origin = $1 LIMIT $2) AS lying"
-_TAKE_EDUS = """
-SELECT edu_id, origin, edu FROM accounts.received_edus ORDER BY edu_id LIMIT $1 FOR UPDATE SKIP LOCKED
-"""
+_LIST_EDUS = "SELECT edu_id, origin, edu FROM accounts.received_edus ORDER BY edu_id LIMIT $1"
+_LOCK_EDUS = "SELECT edu_id FROM accounts.received_edus WHERE edu_id = ANY($1::bigint[]) FOR UPDATE SKIP LOCKED"
 _DELETE_EDUS = "DELETE FROM accounts.received_edus WHERE edu_id = ANY($1::bigint[])"
 
 
@@ -70,9 +69,17 @@ async def count_edus(tx: Transaction, origin: ServerName, limit: int) -> int:
     return count
 
 
-async def take_edus(tx: Transaction, limit: int) -> list[ReceivedEdu]:
-    """The oldest EDUs that nobody else is taking; delete them in this transaction, with what they did."""
-    return [ReceivedEdu(row[0], row[1], orjson.loads(row[2])) for row in await tx.fetch(_TAKE_EDUS, limit)]
+async def list_edus(tx: Transaction, limit: int) -> list[ReceivedEdu]:
+    """The oldest EDUs."""
+    return [ReceivedEdu(row[0], row[1], orjson.loads(row[2])) for row in await tx.fetch(_LIST_EDUS, limit)]
+
+
+async def lock_edus(tx: Transaction, edu_ids: Sequence[int]) -> list[int]:
+    """Those of the EDUs that are there still and that nobody else takes now.
+
+    Delete them in this transaction, with what they did.
+    """
+    return [row[0] for row in await tx.fetch(_LOCK_EDUS, list(edu_ids))]
 
 
 async def delete_edus(tx: Transaction, edu_ids: Sequence[int]) -> None:

@@ -175,7 +175,7 @@ async def test_edus_that_must_not_be_lost_lie_in_the_account_store(peer: PeerWor
     await peer.send(edus=edus, txn="edus")
     await peer.send(edus=edus, txn="edus")
     async with accounts.transaction() as tx:
-        taken = await received_transactions.take_edus(tx, 100)
+        taken = await received_transactions.list_edus(tx, 100)
         await received_transactions.delete_edus(tx, [one.edu_id for one in taken])
     assert [(one.origin, one.edu) for one in taken] == [(THERE, edus[0]), (THERE, edus[2])]
 

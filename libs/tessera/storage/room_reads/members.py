@@ -8,6 +8,12 @@ from tessera.records import OrderKey
 from tessera.storage.database import Transaction
 from tessera.storage.room_reads.events import EVENT_COLUMNS, EventRow
 
+_JOINED_PAIRS = """
+SELECT q.room_id, q.user_id FROM unnest($1::text[], $2::text[]) AS q (room_id, user_id)
+JOIN rooms.current_state c
+    ON c.room_id = q.room_id AND c.type = 'm.room.member' AND c.state_key = q.user_id AND c.membership = 'join'
+"""
+
 
 class MembershipStep(NamedTuple):
     """A membership that a user got at a point of the room's order."""
@@ -102,3 +108,9 @@ async def list_joined_of_server(tx: Transaction, room_id: RoomId, server_name: s
     """Users of one server who are joined now, at most `limit`."""
     suffix = "%:" + server_name.replace("\\", "\\\\").replace("_", "\\_").replace("%", "\\%")
     return [UserId(row[0]) for row in await tx.fetch(_HAS_LOCAL_MEMBER, room_id, suffix, limit)]
+
+
+async def list_joined_pairs(tx: Transaction, pairs: Sequence[tuple[RoomId, UserId]]) -> set[tuple[RoomId, UserId]]:
+    """Those of the (room, user) of which the user is joined to the room."""
+    rows = await tx.fetch(_JOINED_PAIRS, [one[0] for one in pairs], [one[1] for one in pairs])
+    return {(row[0], row[1]) for row in rows}
