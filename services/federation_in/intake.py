@@ -9,6 +9,7 @@ from services.federation_in.edu_intake import EduIntake
 from services.federation_in.fetching import AncestorFetcher
 from services.federation_in.naming import InboxNaming
 from services.federation_in.receiving import PduReceiver
+from services.federation_in.rescissions import InviteEnds
 from services.federation_in.transactions import TransactionReceiver
 from tessera.federation.event_fetching import EventFetcher
 from tessera.service import Background
@@ -37,7 +38,7 @@ async def open_intake(deps: FederationInDeps) -> AsyncIterator[Intake]:
     naming = InboxNaming(deps.bus, deps.fanout, deps.shards, deps.clock, deps.ids, on_parked=fetcher.wake)
     receiver = PduReceiver(deps.server_name, deps.shards, deps.federation.keyring, deps.clock)
     edus = EduIntake.of(deps)
-    transactions = TransactionReceiver(deps.accounts, receiver, naming, deps.clock, edus)
+    transactions = TransactionReceiver(deps.accounts, receiver, naming, deps.clock, edus, InviteEnds(deps))
     await naming.start()
     try:
         background = (naming.sweep, fetcher.sweep, lambda: fetcher.run(naming), *edus.background)

@@ -8,7 +8,7 @@ noted as they become known, in the order of the partition.
 Spec: S-S API §Joining Rooms, §Inviting to a room; DESIGN.md sections 4 and 6.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import orjson
 
@@ -82,19 +82,40 @@ async def note_elsewhere(
     """
     work = find_work(building, rooms, command)
     if work is None:
-        work = building.elsewhere.get(command.room_id)
+        work = await _work_elsewhere(tx, building, command)
+    elif work.is_followed(signer.server_name):
+        raise Refused(409, "M_BAD_STATE", "This server is in the room: its events decide")
+    one = StateMembership(body.user_id, body.membership, body.event_id, body.event_sender, body.stripped_state)
+    position = work.record(RecordKind.STATE, StateBody((), None, (one,)))
+    work.memberships.append(_delta(one, position, "leave"))
+    return accept(work, command, ())
+
+
+async def drop_strays(
+    tx: Transaction, building: Building, rooms: HotRooms, command: Command, inbox_ids: Sequence[int]
+) -> Outcome:
+    """PDUs of a room that this server does not follow: they wait for a join under way, or are deleted.
+
+    Raises:
+        Refused: they wait.
+    """
+    if await joins.list_joining(tx, [command.room_id]):
+        raise Refused(404, "M_NOT_FOUND", "This server is about to join the room")
+    work = find_work(building, rooms, command) or await _work_elsewhere(tx, building, command)
+    work.inbox.update(dict.fromkeys(inbox_ids))
+    return accept(work, command, ())
+
+
+async def _work_elsewhere(tx: Transaction, building: Building, command: Command) -> RoomWork:
+    """The work on a room of which nothing is here but records about our users."""
+    work = building.elsewhere.get(command.room_id)
     if work is None:
         last = await joins.get_last_position(tx, command.room_id)
         hot = HotRoom(command.room_id, command.partition, _ANY_RULES, (), 0, last, 0, 0, 0, 0, {})
         work = start_work(hot, building.partitions[command.partition], building.loaded, building.now_ms)
         work.is_here = False
         building.elsewhere[command.room_id] = work
-    elif work.is_here and work.is_followed(signer.server_name):
-        raise Refused(409, "M_BAD_STATE", "This server is in the room: its events decide")
-    one = StateMembership(body.user_id, body.membership, body.event_id, body.event_sender, body.stripped_state)
-    position = work.record(RecordKind.STATE, StateBody((), None, (one,)))
-    work.memberships.append(_delta(one, position, "leave"))
-    return accept(work, command, ())
+    return work
 
 
 async def _load_state(tx: Transaction, join: Join, event: Event, signer: Signer) -> dict[StateKey, Event | None]:

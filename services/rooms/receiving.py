@@ -15,9 +15,9 @@ from matrixcore.event_hashes import check_content_hash
 from matrixcore.events import Event, InvalidEvent, load_event, parse_event, redact_event
 from matrixcore.identifiers import EventId, StateKey, server_of
 from matrixcore.verdicts import Accepted
-from services.rooms.batch_builder import Building, CommandFailed, refuse, take_loaded, work_of
+from services.rooms.batch_builder import Building, CommandFailed, find_work, refuse, take_loaded, work_of
 from services.rooms.behind_gaps import judge_by_told_state, move_backward_extremities, place_below
-from services.rooms.entering import enter_room, note_elsewhere
+from services.rooms.entering import drop_strays, enter_room, note_elsewhere
 from services.rooms.hot_rooms import HotRooms
 from services.rooms.judging import Judged, Missing, judge, judge_outlier
 from services.rooms.local_events import accept
@@ -37,6 +37,7 @@ from tessera.commands import (
     NoteMembership,
     Outcome,
     ReceivePdus,
+    Unpark,
 )
 from tessera.records import OrderKey
 from tessera.storage import backward_extremities, inbox, state_loading
@@ -81,6 +82,11 @@ async def _outcome_of(
         return await enter_room(tx, building, rooms, command, body, signer)
     if isinstance(body, NoteMembership):
         return await note_elsewhere(tx, building, rooms, command, body, signer)
+    if isinstance(body, ReceivePdus | Unpark):
+        known = find_work(building, rooms, command)
+        if known is None or not known.is_followed(signer.server_name):
+            named = body.inbox_ids if isinstance(body, ReceivePdus) else ()
+            return await drop_strays(tx, building, rooms, command, named)
     receiver = Receiver(tx, building, rooms, work_of(building, rooms, command, signer), signer)
     if isinstance(body, AppendPdu):
         return await receiver.append(command, body)

@@ -24,6 +24,13 @@ LEFT JOIN rooms.room_servers peer ON peer.room_id = r.room_id AND peer.server_na
 LEFT JOIN rooms.current_state s ON s.room_id = r.room_id AND s.type = 'm.room.server_acl' AND s.state_key = ''
 LEFT JOIN rooms.events acl ON acl.room_id = s.room_id AND acl.event_id = s.event_id
 WHERE r.room_id = ANY($1::text[])
+UNION ALL
+SELECT j.room_id, j.partition, j.room_version, true, true, NULL, (
+           SELECT count(*) FROM (
+               SELECT FROM rooms.inbox i WHERE i.room_id = j.room_id AND i.origin = $3 AND i.state <> 'dead' LIMIT $4
+           ) AS lying
+       )
+FROM rooms.joins j WHERE j.room_id = ANY($1::text[]) AND j.state IN ('sending', 'staged')
 """
 
 _LIST_SERVERS = """
@@ -36,7 +43,7 @@ class PeerRoom(NamedTuple):
     """A room as it concerns one peer.
 
     Attributes:
-        is_joined: whether this server has joined users in it.
+        is_joined: whether this server has joined users in it, or is about to: then what comes waits in the inbox.
         has_peer: whether the peer has.
         acl: the content of its m.room.server_acl; None if it has none.
         waiting: how many PDUs of this peer lie in the inbox, counted up to a limit.
@@ -56,6 +63,7 @@ async def list_peer_rooms(
 ) -> dict[RoomId, PeerRoom]:
     """Those of the rooms that are known here."""
     found: dict[RoomId, PeerRoom] = {}
+    # The row of a join under way comes after that of the room as it was before.
     for row in await tx.fetch(_LIST_ROOMS, list(room_ids), own, peer, waiting_limit):
         room_id, partition, version, is_joined, has_peer, acl, waiting = row
         content = None if acl is None else orjson.loads(acl)["content"]

@@ -2,13 +2,14 @@
 
 import orjson
 import pytest
-from writer_world import ALICE, BOB, KEY, SERVER, World, message
+from writer_world import ALICE, BOB, KEY, NOW_MS, SERVER, World, message
 
 from matrixcore.events import Event
 from matrixcore.identifiers import RoomId, UserId
-from tessera.commands import Append, EnterRoom, NewEvent, NoteMembership, OutcomeStatus
+from tessera.commands import Append, EnterRoom, NewEvent, NoteMembership, OutcomeStatus, ReceivePdus
 from tessera.records import EventBody, RecordKind, StateBody, encode_record
-from tessera.storage import joins
+from tessera.storage import inbox, joins
+from tessera.storage.inbox import NewInboxRow
 from tessera.storage.joins import Join, StagedEvent
 from tessera.storage.room_reads.events import find_event
 from tessera.storage.state_loading import load_current_state
@@ -163,4 +164,36 @@ async def test_memberships_elsewhere_are_told_in_order(world: World) -> None:
         assert entered.memberships[0].position > delta.position + 2
         late = await world.submit(world.command(room.room_id, noted))
         assert (late.http_status, late.errcode) == (409, "M_BAD_STATE")
+    await check_stored(world, room.room_id)
+
+
+async def test_pdus_of_a_room_wait_for_the_join_or_are_dropped(world: World) -> None:
+    room = ForeignRoom()
+    database = world.shards.of_room(room.room_id)
+    partition = world.shards.partition_of(room.room_id)
+
+    async def put(event: Event) -> tuple[int, ...]:
+        row = NewInboxRow(partition, room.room_id, FAR, event.event_id, event.pdu, NOW_MS)
+        async with database.transaction() as tx:
+            return tuple(await inbox.add(tx, [row]))
+
+    async def lying() -> list[int]:
+        return [row[0] for row in await database.fetch("SELECT inbox_id FROM rooms.inbox ORDER BY 1")]
+
+    async with world.writer():
+        stray = await put(room.send("m.room.message", {"body": "nobody listens"}, sender=FAY))
+        await world.accepted(room.room_id, ReceivePdus(stray))
+        assert await lying() == []
+        join = join_of(room, ALICE)
+        await stage(world, room, join)
+        room.add(join)
+        waiting = await put(room.send("m.room.message", {"body": "hello"}, sender=FAY))
+        early = await world.submit(world.command(room.room_id, ReceivePdus(waiting)))
+        assert early.http_status == 404
+        assert await lying() == list(waiting)
+        await world.accepted(room.room_id, EnterRoom("j1"))
+        outcome = await world.accepted(room.room_id, ReceivePdus(waiting))
+        assert room.tip is not None
+        assert outcome.event_ids == (room.tip.event_id,)
+        assert await lying() == []
     await check_stored(world, room.room_id)
