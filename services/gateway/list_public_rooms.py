@@ -12,7 +12,7 @@ from services.gateway.optional_body import OptionalJsonObject
 from services.gateway.path_identifiers import room_id_of
 from services.gateway.room_directory import list_public_rooms, set_visibility
 from services.gateway.routing import CurrentRequester, client_router, requester_of
-from tessera.http.errors import BadJson, InvalidParam, NotFound
+from tessera.http.errors import BadJson, Forbidden, InvalidParam, NotFound
 from tessera.http.replies import json_reply
 from tessera.storage import directory
 from tessera.storage.room_reads.summaries import list_outlines
@@ -81,11 +81,34 @@ async def query_public_rooms(
         raise BadJson("limit must be an integer that is not negative")
     if since is not None and not isinstance(since, str):
         raise BadJson("since must be a string")
+    if _is_of_one_network(body):
+        return json_reply({"chunk": [], "total_room_count_estimate": 0})
     search_term, room_types = _parse_search(body.get("filter"))
     reply = await list_public_rooms(
         gateway.rooms, limit=limit, since=since, search_term=search_term, room_types=room_types
     )
     return json_reply(reply)
+
+
+@router.put("/directory/list/appservice/{network_id}/{room_id}")
+async def update_appservice_room_directory_visibility(
+    network_id: str, room_id: str, requester: CurrentRequester
+) -> Response:
+    """Publish a room in the list of another network: for application services alone."""
+    room_id_of(room_id)
+    raise Forbidden("Only application services have rooms of other networks")
+
+
+def _is_of_one_network(body: dict[str, Any]) -> bool:
+    """Whether only the rooms of one other network are asked for, of which there are none."""
+    everywhere, network = body.get("include_all_networks", False), body.get("third_party_instance_id")
+    if not isinstance(everywhere, bool):
+        raise BadJson("include_all_networks must be a boolean")
+    if network is not None and not isinstance(network, str):
+        raise BadJson("third_party_instance_id must be a string")
+    if everywhere and network is not None:
+        raise InvalidParam("third_party_instance_id cannot go with include_all_networks")
+    return network is not None
 
 
 def _parse_search(wanted: Any) -> tuple[str | None, list[str | None] | None]:

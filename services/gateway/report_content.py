@@ -5,6 +5,7 @@ from typing import Any
 import structlog
 from starlette.responses import Response
 
+from matrixcore.identifiers import server_of
 from matrixcore.visibility import Sight
 from services.gateway.dependencies import GatewayDep, GatewayDeps
 from services.gateway.optional_body import OptionalJsonObject
@@ -65,12 +66,12 @@ async def report_room(
 async def report_user(
     user_id: str, body: OptionalJsonObject, requester: CurrentRequester, gateway: GatewayDep
 ) -> Response:
-    """Report a user of this server."""
+    """Report a user: one of this server who exists, or one of any other."""
     gateway.limits.check("rc_reports", requester.user_id)
     user = user_id_of(user_id)
     reason = _required_reason(body)
     async with gateway.accounts.reading() as tx:
-        if await users.find_user(tx, user) is None:
+        if server_of(user) == gateway.server_name and await users.find_user(tx, user) is None:
             raise NotFound("This user is not known here")
     await _keep(gateway, Report(requester.user_id, gateway.clock.now_ms(), reported_user=user, reason=reason))
     return json_reply({})

@@ -8,16 +8,17 @@ from starlette.responses import Response
 from matrixcore.visibility import Sight
 from services.gateway.dependencies import GatewayDep
 from services.gateway.path_identifiers import room_id_of
-from services.gateway.room_access import require_view
+from services.gateway.room_access import RoomView, require_view
 from services.gateway.routing import CurrentRequester, client_router
 from tessera.http.errors import NotFound
 from tessera.http.replies import json_reply
 from tessera.room_visibility import sight_of
-from tessera.storage.room_reads.events import list_by_time, list_events
+from tessera.storage.room_reads.events import TimedEvent, list_by_time, list_events
+from tessera.storage.shards import RoomShards
 
 router = client_router()
 
-CANDIDATES = 50  # the nearest events, of which the first visible one is taken
+PAGES = (20, 200, 2_000)  # the nearest events, of which the first visible one is taken; then no more are looked at
 MAX_TS = (1 << 63) - 1
 
 
@@ -33,11 +34,24 @@ async def get_event_by_timestamp(
     room = room_id_of(room_id)
     view = await require_view(gateway.shards, gateway.accounts, room, requester.user_id)
     wanted = max(-MAX_TS, min(ts, MAX_TS))
-    async with gateway.shards.of_room(room).reading() as tx:
-        nearest = await list_by_time(tx, room, wanted, backwards=direction == "b", limit=CANDIDATES)
-        rows = {row.event_id: row for row in await list_events(tx, room, [event_id for event_id, _ in nearest])}
-    for event_id, origin_server_ts in nearest:
-        row = rows.get(event_id)
-        if row is not None and sight_of(row, view.history) is not Sight.HIDDEN:
-            return json_reply({"event_id": event_id, "origin_server_ts": origin_server_ts})
-    raise NotFound("Unable to find an event in this direction")
+    found = await find_visible(gateway.shards, view, wanted, backwards=direction == "b")
+    if found is None:
+        raise NotFound("Unable to find an event in this direction")
+    return json_reply({"event_id": found.event_id, "origin_server_ts": found.origin_server_ts})
+
+
+async def find_visible(shards: RoomShards, view: RoomView, ts: int, *, backwards: bool) -> TimedEvent | None:
+    """The nearest event that the user of the view may see."""
+    room_id, behind = view.room.room_id, None
+    async with shards.of_room(room_id).reading() as tx:
+        for limit in PAGES:
+            nearest = await list_by_time(tx, room_id, ts, backwards=backwards, limit=limit, behind=behind)
+            rows = {row.event_id: row for row in await list_events(tx, room_id, [one.event_id for one in nearest])}
+            for one in nearest:
+                row = rows.get(one.event_id)
+                if row is not None and sight_of(row, view.history) is not Sight.HIDDEN:
+                    return one
+            if len(nearest) < limit:
+                return None
+            ts, behind = nearest[-1].origin_server_ts, nearest[-1].order
+    return None

@@ -199,7 +199,8 @@ def find_done(work: RoomWork, body: Append) -> EventId | None:
     if current is not None and membership in body.done_if_membership:
         return current.event_id
     if body.expect_membership and membership not in body.expect_membership:
-        raise Refused(403, "M_FORBIDDEN", f"The user's membership in the room is {membership!r}")
+        errcode = "M_BAD_STATE" if body.expect_membership == ("ban",) else "M_FORBIDDEN"
+        raise Refused(403, errcode, f"The user's membership in the room is {membership!r}")
     return None
 
 

@@ -8,8 +8,8 @@ Spec: C-S API §Published room directory.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from matrixcore.identifiers import RoomId
 from tessera.storage.database import Transaction
@@ -76,26 +76,16 @@ WHERE (EXCLUDED.incarnation, EXCLUDED.position) > (d.incarnation, d.position)
 _LINE = """room_id, name, topic, canonical_alias, avatar_url, room_type, join_rule, guest_can_join, world_readable,
     joined_members"""
 
-# room_types NULL: any; an empty string in it stands for rooms without a type.
-_MATCHES = """
-published
-    AND ($1::text IS NULL OR lower(concat_ws(' ', name, topic, canonical_alias)) LIKE $1)
-    AND ($2::text[] IS NULL OR coalesce(room_type, '') = ANY($2::text[]))
-"""
+# Conditions with places for the numbers of their parameters: each combination is a query with a plan of its own.
+_TERM = "lower(concat_ws(' ', name, topic, canonical_alias)) LIKE ${0}"
+_TYPES = "coalesce(room_type, '') = ANY(${0}::text[])"  # an empty string in it stands for rooms without a type
+# The first half is what the index is entered by.
+_AFTER = "joined_members <= ${0} AND (joined_members < ${0} OR room_id > ${1})"
+_BEFORE = "joined_members >= ${0} AND (joined_members > ${0} OR room_id < ${1})"
 
-_LIST_FORWARD = f"""
-SELECT {_LINE} FROM accounts.room_directory
-WHERE {_MATCHES} AND ($3::bigint IS NULL OR joined_members < $3 OR (joined_members = $3 AND room_id > $4))
-ORDER BY joined_members DESC, room_id LIMIT $5
-"""  # noqa: S608
-
-_LIST_BACKWARD = f"""
-SELECT {_LINE} FROM accounts.room_directory
-WHERE {_MATCHES} AND (joined_members > $3 OR (joined_members = $3 AND room_id < $4))
-ORDER BY joined_members, room_id DESC LIMIT $5
-"""  # noqa: S608
-
-_COUNT = f"SELECT count(*) FROM accounts.room_directory WHERE {_MATCHES}"  # noqa: S608
+_PAGE = f"SELECT {_LINE} FROM accounts.room_directory WHERE {{where}} ORDER BY {{order}} LIMIT ${{limit}}"  # noqa: S608
+_COUNT = "SELECT count(*) FROM accounts.room_directory WHERE {where}"
+_FORWARD, _BACKWARD = "joined_members DESC, room_id", "joined_members, room_id DESC"
 
 
 async def set_published(tx: Transaction, room_id: RoomId, published: bool) -> None:
@@ -147,12 +137,14 @@ async def list_published(
         room_types: None for any; None in it for rooms without a type.
         after, before: (joined_members, room_id) of the line that the page follows or precedes; at most one of them.
     """
-    pattern, types = _pattern(search_term), _types(room_types)
-    if before is not None:
-        rows = await tx.fetch(_LIST_BACKWARD, pattern, types, *before, limit)
+    backwards = before is not None
+    where = _Where.of(search_term, room_types)
+    if (place := before or after) is not None:
+        where.add(_BEFORE if backwards else _AFTER, *place)
+    query = _PAGE.format(where=where.text, order=_BACKWARD if backwards else _FORWARD, limit=len(where.values) + 1)
+    rows = await tx.fetch(query, *where.values, limit)
+    if backwards:
         rows.reverse()
-    else:
-        rows = await tx.fetch(_LIST_FORWARD, pattern, types, *(after or (None, None)), limit)
     return [PublishedRoom(*row) for row in rows]
 
 
@@ -160,16 +152,34 @@ async def count_published(
     tx: Transaction, *, search_term: str | None = None, room_types: Sequence[str | None] | None = None
 ) -> int:
     """How many rooms match."""
-    count: int = await tx.fetchval(_COUNT, _pattern(search_term), _types(room_types))
+    where = _Where.of(search_term, room_types)
+    count: int = await tx.fetchval(_COUNT.format(where=where.text), *where.values)
     return count
 
 
-def _pattern(search_term: str | None) -> str | None:
-    if not search_term:
-        return None
+@dataclass(slots=True)
+class _Where:
+    """Conditions and the values of their parameters."""
+
+    text: str = "published"
+    values: list[Any] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, search_term: str | None, room_types: Sequence[str | None] | None) -> "_Where":
+        where = cls()
+        if search_term:
+            where.add(_TERM, _pattern(search_term))
+        if room_types is not None:
+            where.add(_TYPES, [room_type or "" for room_type in room_types])
+        return where
+
+    def add(self, condition: str, *values: Any) -> None:
+        """One more condition; {0}, {1}, ... in its text stand for its own values."""
+        numbers = range(len(self.values) + 1, len(self.values) + 1 + len(values))
+        self.text += " AND " + condition.format(*numbers)
+        self.values += values
+
+
+def _pattern(search_term: str) -> str:
     escaped = search_term.lower().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
     return f"%{escaped}%"
-
-
-def _types(room_types: Sequence[str | None] | None) -> list[str] | None:
-    return None if room_types is None else [room_type or "" for room_type in room_types]

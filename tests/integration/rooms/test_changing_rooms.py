@@ -318,7 +318,7 @@ async def test_kick_ban_unban_leave(people: SimpleNamespace) -> None:
         "reason": "noise",
     }
     assert await people.alice.refused("POST", kick, {"user_id": BOB}) == (403, "M_FORBIDDEN")
-    assert await people.alice.refused("POST", f"/rooms/{room_id}/unban", {"user_id": BOB}) == (403, "M_FORBIDDEN")
+    assert await people.alice.refused("POST", f"/rooms/{room_id}/unban", {"user_id": BOB}) == (403, "M_BAD_STATE")
     await people.alice.post(f"/rooms/{room_id}/ban", {"user_id": BOB})
     await people.alice.post(f"/rooms/{room_id}/unban", {"user_id": BOB})
     await people.bob.post(f"/rooms/{room_id}/join")
@@ -428,6 +428,15 @@ async def test_the_published_directory(people: SimpleNamespace) -> None:
     await people.alice.put(listing, {"visibility": "private"})
     assert await people.bob.get(listing) == {"visibility": "private"}
     assert await people.bob.refused("GET", "/publicRooms", since="x") == (400, "M_INVALID_PARAM")
+    everywhere = {"include_all_networks": True}
+    assert len((await people.bob.post("/publicRooms", everywhere))["chunk"]) == len(everything["chunk"]) - 1
+    assert (await people.bob.post("/publicRooms", {"third_party_instance_id": "irc"}))["chunk"] == []
+    both = {**everywhere, "third_party_instance_id": "irc"}
+    assert await people.bob.refused("POST", "/publicRooms", both) == (400, "M_INVALID_PARAM")
+    wrong = {"include_all_networks": "yes"}
+    assert await people.bob.refused("POST", "/publicRooms", wrong) == (400, "M_BAD_JSON")
+    path = f"/directory/list/appservice/irc/{everything['chunk'][0]['room_id']}"
+    assert await people.alice.refused("PUT", path, {"visibility": "public"}) == (403, "M_FORBIDDEN")
 
 
 async def test_receipts_and_markers(people: SimpleNamespace, gateway: SimpleNamespace, accounts: Database) -> None:

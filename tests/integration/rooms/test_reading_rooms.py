@@ -287,6 +287,19 @@ async def test_the_event_nearest_to_a_time(alice: Client, room: SeededRoom) -> N
     assert await nearest(BEGINNING_MS + 99_000, "f") == (404, "M_NOT_FOUND")
 
 
+async def test_events_that_are_hidden_are_passed_over(alice: Client, bob: Client, room: SeededRoom) -> None:
+    """However many there are between the time and the first event that the user may see."""
+    await room.add("m.room.history_visibility", ALICE, {"history_visibility": "joined"}, state_key="")
+    await say(room, ALICE, *(f"hidden {number}" for number in range(25)))
+    join = await room.member(BOB, "join")
+    reply = (
+        await bob.call("GET", f"/rooms/{ROOM}/timestamp_to_event", version="v1", ts=BEGINNING_MS + 4_500, dir="f")
+    )[1]
+    assert reply["event_id"] == join.event_id
+    behind = await bob.call("GET", f"/rooms/{ROOM}/timestamp_to_event", version="v1", ts=BEGINNING_MS + 27_500, dir="b")
+    assert behind[0] == 200  # the room's visibility before it was changed
+
+
 async def test_a_page_takes_few_statements(alice: Client, room: SeededRoom, accounts: Database) -> None:
     await say(room, ALICE, *"abcdefghij")
     async with accounts.counting() as count:
@@ -319,3 +332,4 @@ async def test_reports(alice: Client, carol: Client, room: SeededRoom, accounts:
     assert await alice.refused("POST", f"{path}/$unknown", {}) == (404, "M_NOT_FOUND")
     assert await alice.refused("POST", path, {}) == (400, "M_MISSING_PARAM")
     assert await alice.refused("POST", f"/users/{BOB}/report", {"reason": "x"}) == (404, "M_NOT_FOUND")
+    assert await alice.post("/users/@x:far.org/report", {"reason": ""}) == {}

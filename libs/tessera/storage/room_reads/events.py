@@ -113,13 +113,13 @@ _FILTERED_PAGES = {
 _SCAN_ENDS = {backwards: _SCAN_END.format(direction=_DIRECTIONS[backwards]) for backwards in (True, False)}
 
 _BY_TIME = """
-SELECT event_id, origin_server_ts FROM rooms.events
-WHERE room_id = $1 AND anchor IS NOT NULL AND origin_server_ts {compare} $2
-ORDER BY origin_server_ts {direction}, anchor {direction}, sub {direction} LIMIT $3
+SELECT event_id, origin_server_ts, anchor, sub FROM rooms.events
+WHERE room_id = $1 AND anchor IS NOT NULL AND (origin_server_ts, anchor, sub) {compare} ($2, $3, $4)
+ORDER BY origin_server_ts {direction}, anchor {direction}, sub {direction} LIMIT $5
 """
 _BY_TIMES = {
-    True: _BY_TIME.format(compare="<=", direction="DESC"),
-    False: _BY_TIME.format(compare=">=", direction="ASC"),
+    True: _BY_TIME.format(compare="<", direction="DESC"),
+    False: _BY_TIME.format(compare=">", direction="ASC"),
 }
 
 LOWEST = OrderKey(-(1 << 62), -(1 << 30))
@@ -223,8 +223,22 @@ async def find_scan_end(
     return None if row is None else OrderKey(*row)
 
 
+class TimedEvent(NamedTuple):
+    """An event, when its server says that it was sent, and its place in the room."""
+
+    event_id: EventId
+    origin_server_ts: int
+    order: OrderKey
+
+
 async def list_by_time(
-    tx: Transaction, room_id: RoomId, ts: int, *, backwards: bool, limit: int
-) -> list[tuple[EventId, int]]:
-    """(event ID, origin_server_ts) of the events nearest to a time: before it if `backwards`, else from it on."""
-    return [(EventId(row[0]), row[1]) for row in await tx.fetch(_BY_TIMES[backwards], room_id, ts, limit)]
+    tx: Transaction, room_id: RoomId, ts: int, *, backwards: bool, limit: int, behind: OrderKey | None = None
+) -> list[TimedEvent]:
+    """The events nearest to a time, at it and before if `backwards`, else at it and after; nearest first.
+
+    Args:
+        behind: the place of the last event of the page before, whose time is `ts`.
+    """
+    place = behind or (HIGHEST if backwards else LOWEST)
+    rows = await tx.fetch(_BY_TIMES[backwards], room_id, ts, *place, limit)
+    return [TimedEvent(row[0], row[1], OrderKey(row[2], row[3])) for row in rows]

@@ -20,10 +20,11 @@ WHERE s.room_id = $1 AND s.type = $2 AND s.state_key > $3
 ORDER BY s.state_key LIMIT $4
 """
 
+# coalesce keeps PostgreSQL from the index by user and membership, which goes through the members of all rooms.
 _MEMBER_PAGE = """
 SELECT s.state_key, e.pdu FROM rooms.current_state s
 JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id
-WHERE s.room_id = $1 AND s.type = 'm.room.member' AND s.state_key > $2 AND s.membership = $3
+WHERE s.room_id = $1 AND s.type = 'm.room.member' AND s.state_key > $2 AND coalesce(s.membership, '') = $3
 ORDER BY s.state_key LIMIT $4
 """
 
