@@ -23,6 +23,7 @@ from services.command_line import (
     set_up_logging,
     show_progress,
 )
+from services.doctor_command import doctor_command
 from services.rotate_command import rotate_command
 from services.topics_command import topics_command
 from services.upkeep_commands import rebuild_command, verify_command
@@ -40,6 +41,7 @@ app.command("topics")(topics_command)
 app.command("rebuild")(rebuild_command)
 app.command("verify")(verify_command)
 app.command("rotate-signing-key")(rotate_command)
+app.command("doctor")(doctor_command)
 app.add_typer(dead_letters_command.app, name="dead-letters")
 app.add_typer(partitions_command.app, name="partitions")
 app.command("cluster")(cluster_command)

@@ -122,6 +122,8 @@ class Settings(RateLimits, UrlPreviews, AccountKeys):
     federation_verify_certificates: bool = True
     federation_certificate_verification_whitelist: tuple[str, ...] = ()
     federation_client_minimum_tls_version: MinimumTls = "1.2"
+    https_proxy: SecretStr | None = None
+    no_proxy_hosts: tuple[str, ...] = ()
     use_insecure_ssl_client_just_for_testing_do_not_use: bool = False
     ip_range_blocklist: tuple[Network, ...] = Field(
         default=PRIVATE_NETWORKS,

@@ -5,7 +5,7 @@ Spec: S-S API §Request Authentication, §TLS.
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +91,11 @@ class FederationClient:
         self._connections = connections
         self._discovery = discovery
         self._policy = policy
+
+    @property
+    def policy(self) -> FederationPolicy:
+        """With whom this server talks."""
+        return self._policy
 
     async def get(
         self,
@@ -182,7 +187,7 @@ class FederationClient:
             host = parse_server_name(parts.netloc.rpartition("@")[2])
             async with asyncio.timeout(timeout_s):
                 context = self._connections.tls.context_for(host)
-                async with _answered(self._connections.session.get(url, allow_redirects=False, ssl=context)) as reply:
+                async with _answered(self._connections.request("GET", url, ssl=context)) as reply:
                     yield PeerStream(reply.headers, reply, max_bytes)
         except InvalidIdentifier as error:
             raise PeerAnsweredBadly("redirected to no host") from error
@@ -246,12 +251,11 @@ class FederationClient:
         trouble: Exception | None = None
         for place in await self._discovery.find(server):
             try:
-                return await self._connections.session.request(
+                return await self._connections.request(
                     method,
                     _url(place, target),
                     headers={"Host": place.host_header, **headers},
                     data=content,
-                    allow_redirects=False,
                     ssl=context,
                     server_hostname=place.tls_name,
                 )
@@ -273,7 +277,7 @@ class FederationClient:
 
 @asynccontextmanager
 async def _answered(
-    response: "aiohttp.ClientResponse | aiohttp.client._RequestContextManager",
+    response: aiohttp.ClientResponse | Coroutine[Any, Any, aiohttp.ClientResponse],
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """A success, released at the end.
 

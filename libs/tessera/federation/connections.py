@@ -6,17 +6,22 @@ Spec: S-S API §TLS.
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
 from matrixcore.globs import whole_value_matcher
 from matrixcore.identifiers import ServerName
 from tessera.config import Settings
 from tessera.federation.dns import Dns, DnsFailed, SystemDns
-from tessera.http.address_guard import AddressGuard
+from tessera.federation.server_names import is_address
+from tessera.http.address_guard import AddressGuard, AddressInfo, BlockedAddress
 
 USER_AGENT = "Tessera (Matrix homeserver)"
 CONNECT_SECONDS = 10.0
@@ -116,19 +121,54 @@ class _GuardedNames(AbstractResolver):
         """The DNS belongs to the connections."""
 
 
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy for requests to other servers.
+
+    Attributes:
+        url: `http://[user:password@]host:port`; TLS to a peer goes through it untouched (CONNECT).
+        except_for: hosts and networks that are reached without it: `example.org`, `.example.org`, `10.0.0.0/8`, `*`.
+    """
+
+    url: str
+    except_for: Sequence[str] = ()
+
+    def is_for(self, host: str) -> bool:
+        """Whether a host (a name, or an address without brackets) is reached through it."""
+        return not any(_is_meant(host.lower(), pattern.strip().lower()) for pattern in self.except_for)
+
+
+def _is_meant(host: str, pattern: str) -> bool:
+    if pattern == "*":
+        return True
+    if is_address(host):
+        try:
+            return ip_address(host) in ip_network(pattern, strict=False)
+        except ValueError:
+            return False
+    bare = pattern.lstrip(".")
+    return bool(bare) and (host == bare or host.endswith("." + bare))
+
+
 class PeerConnections:
     """The pool of a process; close it at the end. Nothing is opened before it is needed.
 
     Args:
         guard: which addresses may be called.
         dns: whom to ask for names; by default whom the machine asks.
+        proxy: through which peers are reached. It resolves their names, so that only addresses that are written out
+            are refused here; its own address may be anywhere.
     """
 
-    def __init__(self, tls: PeerTls, guard: AddressGuard, dns: Dns | None = None) -> None:
+    def __init__(
+        self, tls: PeerTls, guard: AddressGuard, dns: Dns | None = None, *, proxy: Proxy | None = None
+    ) -> None:
         self.tls = tls
         self._dns = dns
         self._guard = guard
+        self._proxy = proxy
         self._session: aiohttp.ClientSession | None = None
+        self._proxied: aiohttp.ClientSession | None = None
 
     @property
     def dns(self) -> Dns:
@@ -137,14 +177,28 @@ class PeerConnections:
             self._dns = SystemDns()
         return self._dns
 
-    @property
-    def session(self) -> aiohttp.ClientSession:
-        """The pool itself; not to be kept."""
-        if self._session is None:
-            self._session = self._open()
-        return self._session
+    async def request(self, method: str, url: str | URL, **options: Any) -> aiohttp.ClientResponse:
+        """An answer whose body is still to be read, and which is to be closed; redirects are not followed.
 
-    def _open(self) -> aiohttp.ClientSession:
+        Args:
+            options: as aiohttp has them: headers, data, ssl, server_hostname.
+
+        Raises:
+            aiohttp.ClientError, OSError, ValueError: BlockedAddress and TimeoutError among them.
+        """
+        target = URL(url) if isinstance(url, str) else url
+        host = target.host or ""
+        if self._proxy is None or not self._proxy.is_for(host):
+            if self._session is None:
+                self._session = self._open(self._guard.open_socket)
+            return await self._session.request(method, target, allow_redirects=False, **options)
+        if is_address(host) and not self._guard.allows(host):
+            raise BlockedAddress("the address may not be called")
+        if self._proxied is None:
+            self._proxied = self._open(None)
+        return await self._proxied.request(method, target, allow_redirects=False, proxy=self._proxy.url, **options)
+
+    def _open(self, socket_factory: Callable[[AddressInfo], socket.socket] | None) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=MAX_CONNECTIONS,
@@ -153,7 +207,7 @@ class PeerConnections:
                 use_dns_cache=False,
                 family=socket.AF_UNSPEC,
                 resolver=_GuardedNames(self.dns),
-                socket_factory=self._guard.open_socket,
+                socket_factory=socket_factory,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS),
@@ -172,11 +226,20 @@ class PeerConnections:
             OSError: as `PeerTls.of`.
         """
         guard = AddressGuard(settings.ip_range_blocklist, settings.ip_range_allowlist, only_public=False)
-        return cls(PeerTls.of(settings), guard)
+        return cls(PeerTls.of(settings), guard, proxy=proxy_of(settings))
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, self._proxied):
+            if session is not None:
+                await session.close()
         if self._dns is not None:
             await self._dns.close()
+
+
+def proxy_of(settings: Settings) -> Proxy | None:
+    """What https_proxy and no_proxy_hosts say."""
+    if settings.https_proxy is None:
+        return None
+    url = settings.https_proxy.get_secret_value()
+    return Proxy(url if "://" in url else f"http://{url}", settings.no_proxy_hosts)

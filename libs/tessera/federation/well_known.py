@@ -145,7 +145,7 @@ class WellKnown:
         context = self._connections.tls.context_for(server)
         for _ in range(MAX_REDIRECTS + 1):
             try:
-                response = await self._connections.session.get(url, allow_redirects=False, ssl=context)
+                response = await self._connections.request("GET", url, ssl=context)
             except (aiohttp.ClientError, OSError, ValueError) as error:
                 raise NoAnswer(f"{type(error).__name__}: {error}") from error
             try:

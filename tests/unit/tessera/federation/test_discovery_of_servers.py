@@ -237,6 +237,42 @@ async def test_redirects_are_followed_and_not_for_ever(
         assert len(steps) == 5
 
 
+async def test_a_file_of_a_gigabyte_is_cut(world: World, peer_authority: PeerAuthority) -> None:
+    sent = 0
+
+    async def flood(request: web.Request) -> web.StreamResponse:
+        nonlocal sent
+        response = web.StreamResponse(headers={"Content-Length": str(1 << 30)})
+        await response.prepare(request)
+        while sent < 1 << 30 and request.transport is not None and not request.transport.is_closing():
+            await response.write(b" " * 65536)
+            await asyncio.sleep(0)
+            sent += 65536
+        return response
+
+    async with answering(peer_authority, {PATH: flood}, names=(NAME,)) as port:
+        await delegating(world, port)
+        assert await world.discovery.find(NAME) == [Target(NAME, 8448, NAME, NAME)]
+    assert sent < 16 << 20
+
+
+async def test_a_file_that_comes_in_drops_is_given_up(
+    world: World, peer_authority: PeerAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def drip(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while request.transport is not None and not request.transport.is_closing():
+            await response.write(b" ")
+            await asyncio.sleep(0.01)
+        return response
+
+    monkeypatch.setattr("tessera.federation.well_known.FETCH_SECONDS", 0.2)
+    async with answering(peer_authority, {PATH: drip}, names=(NAME,)) as port:
+        await delegating(world, port)
+        assert await world.discovery.find(NAME) == [Target(NAME, 8448, NAME, NAME)]
+
+
 async def test_no_redirect_leads_out_of_https(world: World, peer_authority: PeerAuthority) -> None:
     async def begin(_request: web.Request) -> web.Response:
         return web.Response(status=301, headers={"Location": "http://example.org/"})
