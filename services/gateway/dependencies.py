@@ -17,6 +17,7 @@ from services.gateway.passwords import Passwords
 from services.gateway.policies import Policies
 from services.gateway.profile_propagation import ProfilePropagator
 from services.gateway.receipt_batches import ReceiptBatches
+from services.gateway.remote_keys import RemoteKeys
 from services.gateway.room_changes import RoomChanges
 from services.gateway.room_creation import RoomMaker
 from services.gateway.rooms_elsewhere import RoomsElsewhere
@@ -26,6 +27,7 @@ from services.gateway.uia import UserInteractiveAuth
 from tessera.clock import Clock
 from tessera.config import Settings
 from tessera.fanout import Fanout
+from tessera.federation.client import FederationClient
 from tessera.http.limits import RateLimits
 from tessera.ids import IdSource
 from tessera.last_seen import LastSeenRecorder
@@ -52,6 +54,7 @@ class GatewayDeps:
         calls: of other services, to be closed at the end.
         claims: names that may not be registered, since application services own them.
         receipts: its `run` belongs to the process's TaskGroup.
+        peers: asks other servers; None where a test has none.
     """
 
     settings: Settings
@@ -79,6 +82,14 @@ class GatewayDeps:
     claims: ClaimedNames
     profile_lookups: GatheredLookups[UserId, Profile]
     elsewhere: RoomsElsewhere | None = None
+    peers: FederationClient | None = None
+
+    @property
+    def remote_keys(self) -> RemoteKeys | None:
+        """The way to the keys of other servers' users."""
+        if self.peers is None:
+            return None
+        return RemoteKeys(self.accounts, self.shards, self.peers, self.server_name)
 
     @property
     def rooms(self) -> RoomChanges:

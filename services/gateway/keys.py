@@ -23,6 +23,7 @@ from services.gateway.key_checks import (
     merge_signatures,
 )
 from services.gateway.key_signatures import check_signatures
+from services.gateway.remote_keys import DEFAULT_SECONDS, UNREACHABLE, RemoteKeys
 from services.gateway.routing import client_routes, json_object_of, requester_of
 from tessera.fanout import Fanout
 from tessera.http.errors import Forbidden, InvalidParam, MatrixError
@@ -39,8 +40,6 @@ from tessera.wakes import DeviceWake
 # Clients keep about a hundred one-time keys in stock.
 MAX_STORED_ONE_TIME_KEYS = 5000
 USUAL_ALGORITHM = "signed_curve25519"
-
-UNREACHABLE = {"status": 503, "message": "The server of these users cannot be reached"}
 
 
 async def upload_keys(request: Request) -> Response:
@@ -65,16 +64,24 @@ async def query_keys(request: Request) -> Response:
     """The keys of users' devices."""
     gateway = gateway_of(request)
     requester = await requester_of(request)
-    asked = check_query(await json_object_of(request))
-    return json_reply(await list_keys(gateway.accounts, gateway.server_name, requester.user_id, asked))
+    body = await json_object_of(request)
+    asked = check_query(body)
+    reply = await list_keys(
+        gateway.accounts, gateway.server_name, requester.user_id, asked, gateway.remote_keys, _seconds_of(body)
+    )
+    return json_reply(reply)
 
 
 async def claim_keys(request: Request) -> Response:
     """One-time keys for new sessions."""
     gateway = gateway_of(request)
     await requester_of(request)
-    asked = check_claim(await json_object_of(request))
-    return json_reply(await take_keys(gateway.accounts, gateway.fanout, gateway.server_name, asked))
+    body = await json_object_of(request)
+    asked = check_claim(body)
+    reply = await take_keys(
+        gateway.accounts, gateway.fanout, gateway.server_name, asked, gateway.remote_keys, _seconds_of(body)
+    )
+    return json_reply(reply)
 
 
 routes = [
@@ -179,12 +186,19 @@ async def store_keys(
 
 
 async def list_keys(
-    accounts: Database, server_name: ServerName, reader: UserId, asked: Mapping[UserId, Sequence[str]]
+    accounts: Database,
+    server_name: ServerName,
+    reader: UserId,
+    asked: Mapping[UserId, Sequence[str]],
+    remote: RemoteKeys | None = None,
+    seconds: float = DEFAULT_SECONDS,
 ) -> dict[str, Any]:
     """The device and cross-signing keys of users, as `reader` may see them; contents are orjson Fragments.
 
     Args:
         asked: user -> device IDs, none for all devices.
+        remote: finds the keys of other servers' users; without it these are failures.
+        seconds: for each other server.
 
     A few statements whatever the number of users. A local user who does not exist is left out; one without devices
     has an empty object.
@@ -207,6 +221,13 @@ async def list_keys(
     by_usage: dict[str, dict[str, orjson.Fragment]] = {"master": {}, "self_signing": {}, "user_signing": {}}
     for key in signing:
         by_usage[key.usage][key.user_id] = _served_cross_signing_key(key, reader)
+    if remote is not None:
+        others = await remote.query({user: asked[user] for user in asked if server_of(user) != server_name}, seconds)
+        failures = others.failures
+        for user_id, theirs in others.devices.items():
+            devices[user_id] = {name: orjson.Fragment(keys) for name, keys in theirs.items()}
+        by_usage["master"] |= {user_id: orjson.Fragment(key) for user_id, key in others.master.items()}
+        by_usage["self_signing"] |= {user_id: orjson.Fragment(key) for user_id, key in others.self_signing.items()}
     return {
         "device_keys": devices,
         "failures": failures,
@@ -215,7 +236,12 @@ async def list_keys(
 
 
 async def take_keys(
-    accounts: Database, fanout: Fanout, server_name: ServerName, asked: Mapping[UserId, Mapping[str, str]]
+    accounts: Database,
+    fanout: Fanout,
+    server_name: ServerName,
+    asked: Mapping[UserId, Mapping[str, str]],
+    remote: RemoteKeys | None = None,
+    seconds: float = DEFAULT_SECONDS,
 ) -> dict[str, Any]:
     """Take one one-time key (else the fallback key) for each device that is asked for.
 
@@ -239,7 +265,21 @@ async def take_keys(
     for key in claimed:
         device = keys.setdefault(key.user_id, {}).setdefault(key.device_id, {})
         device[f"{key.algorithm}:{key.key_id}"] = orjson.Fragment(key.content)
+    if remote is not None:
+        others = {user: asked[user] for user in asked if server_of(user) != server_name}
+        theirs, failures = await remote.claim(others, seconds)
+        for user_id, by_device in theirs.items():
+            keys[user_id] = {
+                device_id: {name: orjson.Fragment(one) for name, one in named.items()}
+                for device_id, named in by_device.items()
+            }
     return {"one_time_keys": keys, "failures": failures}
+
+
+def _seconds_of(body: Mapping[str, Any]) -> float:
+    """How long other servers are waited for."""
+    timeout = body.get("timeout")
+    return timeout / 1000 if type(timeout) is int and timeout > 0 else DEFAULT_SECONDS
 
 
 def _given(body: Mapping[str, Any], field: str) -> Any:

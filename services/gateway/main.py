@@ -48,7 +48,9 @@ async def open_gateway(around: Surroundings) -> AsyncIterator[Service]:
             gateway.server_name, around.signing_key, around.federation.client, around.federation.keyring, around.ids
         )
         joiner = RoomJoiner(gateway.rooms, shaker, f"{around.name}/{around.ids.token()}")
-        gateway = replace(gateway, elsewhere=RoomsElsewhere(gateway.rooms, shaker, joiner))
+        gateway = replace(
+            gateway, elsewhere=RoomsElsewhere(gateway.rooms, shaker, joiner), peers=around.federation.client
+        )
     await commands.start()
     try:
         yield Service(
