@@ -80,6 +80,14 @@ class TokenAuthenticator:
         for one in refreshed:
             self._cache.forget_device(one.user_id, one.device_id)
         return {
-            token: Requester(one.user_id, one.device_id, one.is_guest, one.is_admin, one.expires_ts)
+            token: Requester(
+                one.user_id,
+                one.device_id,
+                one.is_guest,
+                one.is_admin,
+                one.expires_ts,
+                is_locked=one.locked,
+                is_suspended=one.suspended,
+            )
             for token, one in found.items()
         }

@@ -17,7 +17,7 @@ from services.gateway.uia import PASSWORD_FLOWS, Proof, UiaRequest
 from services.gateway.uia_stages import EMAIL, MSISDN
 from tessera.http.errors import BadJson, MatrixError, MissingParam, MissingToken
 from tessera.http.replies import json_reply
-from tessera.storage import departures, profiles, pushers, threepids, users
+from tessera.storage import departures, one_time_logins, profiles, pushers, threepids, users
 from tessera.storage.database import DatabaseUnavailable
 from tessera.storage.departures import Departure
 from tessera.storage.profiles import Profile
@@ -101,6 +101,7 @@ async def set_password(
     async with gateway.accounts.transaction() as tx:
         await users.lock_user(tx, user_id)
         await users.set_password_hash(tx, user_id, password_hash)
+        await one_time_logins.delete_login_tokens(tx, user_id)
         if logout_devices:
             await pushers.delete_pushers_of_other_devices(tx, user_id, keep_device or "")
             wakes = await end_all_devices(tx, user_id, but=keep_device)
@@ -115,6 +116,7 @@ async def deactivate(gateway: GatewayDeps, user_id: UserId, *, erase: bool) -> N
         closed = await users.deactivate(tx, user_id, erase=erase)
         await pushers.delete_pushers_of_other_devices(tx, user_id, "")
         await threepids.delete_threepids(tx, user_id)
+        await one_time_logins.delete_login_tokens(tx, user_id)
         if erase:
             await profiles.set_profile(tx, user_id, Profile(None, None, None))
         if closed:

@@ -16,11 +16,11 @@ router = client_router()
 @router.get("/capabilities")
 async def get_capabilities(requester: CurrentRequester, settings: SettingsDep) -> Response:
     """The capabilities of the server."""
-    return json_reply({"capabilities": capabilities_of(settings)})
+    return json_reply({"capabilities": capabilities_of(settings, is_admin=requester.is_admin)})
 
 
-def capabilities_of(settings: Settings) -> dict[str, Any]:
-    """The capabilities under the settings."""
+def capabilities_of(settings: Settings, *, is_admin: bool = False) -> dict[str, Any]:
+    """The capabilities of a user under the settings."""
     disallowed = [
         name
         for name, allowed in (
@@ -32,7 +32,7 @@ def capabilities_of(settings: Settings) -> dict[str, Any]:
     profile_fields: dict[str, Any] = {"enabled": True}
     if disallowed:
         profile_fields["disallowed"] = disallowed
-    return {
+    capabilities = {
         "m.change_password": {"enabled": True},
         "m.room_versions": {
             "default": settings.default_room_version,
@@ -41,7 +41,10 @@ def capabilities_of(settings: Settings) -> dict[str, Any]:
         "m.profile_fields": profile_fields,
         "m.set_displayname": {"enabled": settings.enable_set_displayname},
         "m.set_avatar_url": {"enabled": settings.enable_set_avatar_url},
-        "m.3pid_changes": {"enabled": False},
-        "m.get_login_token": {"enabled": False},
+        "m.3pid_changes": {"enabled": settings.enable_3pid_changes},
+        "m.get_login_token": {"enabled": settings.login_via_existing_session.enabled},
         "m.forget_forced_upon_leave": {"enabled": False},
     }
+    if is_admin:
+        capabilities["m.account_moderation"] = {"lock": True, "suspend": True}
+    return capabilities

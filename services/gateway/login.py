@@ -1,4 +1,4 @@
-"""Login by password. Spec: C-S API §Login (legacy), GET and POST /login."""
+"""Login by password or by a login token. Spec: C-S API §Login (legacy), GET and POST /login."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from starlette.responses import Response
 
 from matrixcore.identifiers import UserId, server_of
-from services.gateway.dependencies import GatewayDep, GatewayDeps
+from services.gateway.dependencies import GatewayDep, GatewayDeps, SettingsDep
 from services.gateway.registration import SessionRequest
 from services.gateway.routing import ClientAddress, JsonObject, client_router
 from services.gateway.sessions import start_session
 from services.gateway.user_identifiers import find_login_user
 from services.gateway.wellknown import client_wellknown
-from tessera.http.errors import BadJson, Forbidden, MatrixError, MissingParam
+from tessera.http.errors import BadJson, Forbidden, MatrixError, MissingParam, UserLocked
 from tessera.http.replies import json_reply
-from tessera.storage import cross_signing, users
+from tessera.storage import cross_signing, one_time_logins, users
 
 router = client_router()
 
@@ -22,9 +22,12 @@ _REFUSED = "Invalid username or password"
 
 
 @router.get("/login")
-async def get_login_flows() -> Response:
+async def get_login_flows(settings: SettingsDep) -> Response:
     """The ways to log in."""
-    return json_reply({"flows": [{"type": "m.login.password"}]})
+    flows: list[dict[str, Any]] = [{"type": "m.login.password"}]
+    if settings.login_via_existing_session.enabled:
+        flows.append({"type": "m.login.token", "get_login_token": True})
+    return json_reply({"flows": flows})
 
 
 @router.post("/login")
@@ -36,9 +39,11 @@ async def login(body: JsonObject, gateway: GatewayDep, client_address: ClientAdd
         raise MissingParam("type is missing")
     if not isinstance(kind, str):
         raise BadJson("type must be a string")
-    if kind != "m.login.password":
-        raise MatrixError("Unknown login type", errcode="M_UNKNOWN", status=400)
-    return json_reply(await login_by_password(gateway, body))
+    if kind == "m.login.password":
+        return json_reply(await login_by_password(gateway, body))
+    if kind == "m.login.token" and gateway.settings.login_via_existing_session.enabled:
+        return json_reply(await login_by_token(gateway, body))
+    raise MatrixError("Unknown login type", errcode="M_UNKNOWN", status=400)
 
 
 async def login_by_password(gateway: GatewayDeps, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,6 +52,7 @@ async def login_by_password(gateway: GatewayDeps, body: Mapping[str, Any]) -> di
     Raises:
         Forbidden: wrong name or password; both take the same time.
         LimitExceeded: too many logins or wrong passwords for the account.
+        UserLocked
     """
     session = SessionRequest.parse(body)
     password = body.get("password")
@@ -60,6 +66,39 @@ async def login_by_password(gateway: GatewayDeps, body: Mapping[str, Any]) -> di
         raise Forbidden(_REFUSED)
     gateway.attempts.check_account(user_id)
     await require_password(gateway, user_id, password)
+    return await begin_session(gateway, user_id, session)
+
+
+async def login_by_token(gateway: GatewayDeps, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Use a login token up, then start the session.
+
+    Raises:
+        Forbidden: it is unknown, was used or has expired.
+        UserLocked
+    """
+    session = SessionRequest.parse(body)
+    token = body.get("token")
+    if token is None:
+        raise MissingParam("token is missing")
+    if not isinstance(token, str):
+        raise BadJson("token must be a string")
+    async with gateway.accounts.transaction() as tx:
+        user_id = await one_time_logins.take_login_token(tx, token, gateway.clock.now_ms())
+        user = None if user_id is None else await users.find_user(tx, user_id)
+    if user is None:
+        raise Forbidden("The login token is not valid")
+    if user.locked:
+        raise UserLocked
+    gateway.attempts.check_account(user.user_id)
+    return await begin_session(gateway, user.user_id, session)
+
+
+async def begin_session(gateway: GatewayDeps, user_id: UserId, session: SessionRequest) -> dict[str, Any]:
+    """Log a device in for a user who has proven to be it: the answer of POST /login.
+
+    Raises:
+        Forbidden: the device ID is taken by one of the user's cross-signing keys.
+    """
     device_id = session.device_id or gateway.ids.device_id()
     async with gateway.accounts.transaction() as tx:
         if session.device_id is not None:
@@ -95,6 +134,7 @@ async def require_password(gateway: GatewayDeps, user_id: UserId, password: str)
     Raises:
         Forbidden: it is not, or there is no such user, or the account is deactivated.
         LimitExceeded: too many wrong ones.
+        UserLocked: it is, and the account is locked.
     """
     gateway.attempts.check(user_id)
     user = None
@@ -105,6 +145,8 @@ async def require_password(gateway: GatewayDeps, user_id: UserId, password: str)
     if not await gateway.passwords.verify(password, password_hash) or password_hash is None:
         gateway.attempts.note_failure(user_id)
         raise Forbidden(_REFUSED)
+    if user is not None and user.locked:
+        raise UserLocked
     if gateway.passwords.needs_rehash(password_hash):
         renewed = await gateway.passwords.hash(password)
         async with gateway.accounts.transaction() as tx:

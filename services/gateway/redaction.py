@@ -10,6 +10,7 @@ from services.gateway.room_changes import session_of
 from services.gateway.room_membership import reason_of
 from services.gateway.room_send import send_redaction
 from services.gateway.routing import CurrentRequester, client_router
+from tessera.http.errors import UserSuspended
 from tessera.http.replies import json_reply
 from tessera.storage.room_reads.events import find_event
 
@@ -27,6 +28,8 @@ async def redact_event(
 ) -> Response:
     """Strip an event of what it says; a repeated txn_id answers with the first redaction's ID."""
     room, target = room_id_of(room_id), event_id_of(event_id)
+    if requester.is_suspended:
+        await _require_own(gateway, room, target, requester.user_id)
     gateway.limits.check(await _limit_of(gateway, room, target, requester.user_id), requester.user_id)
     redaction_id = await send_redaction(
         gateway.rooms,
@@ -38,6 +41,14 @@ async def redact_event(
         txn_id,
     )
     return json_reply({"event_id": redaction_id})
+
+
+async def _require_own(gateway: GatewayDeps, room_id: RoomId, target: EventId, user_id: UserId) -> None:
+    """Raises UserSuspended unless the event is the user's: who is suspended may only take back their own."""
+    async with gateway.shards.of_room(room_id).reading() as tx:
+        event = await find_event(tx, room_id, target)
+    if event is None or event.sender != user_id:
+        raise UserSuspended
 
 
 async def _limit_of(gateway: GatewayDeps, room_id: RoomId, target: EventId, user_id: UserId) -> str:

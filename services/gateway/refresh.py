@@ -7,7 +7,7 @@ from starlette.responses import Response
 from services.gateway.dependencies import GatewayDep, GatewayDeps
 from services.gateway.routing import JsonObject, client_router
 from services.gateway.sessions import make_tokens
-from tessera.http.errors import BadJson, MissingParam, UnknownToken
+from tessera.http.errors import BadJson, MissingParam, UnknownToken, UserLocked
 from tessera.http.replies import json_reply
 from tessera.storage import access_tokens
 from tessera.storage.access_tokens import hash_token
@@ -34,6 +34,7 @@ async def exchange_refresh_token(gateway: GatewayDeps, token: str) -> dict[str, 
     Raises:
         UnknownToken: unknown, superseded (the session is gone), or expired (soft logout).
         LimitExceeded: the device asks too often.
+        UserLocked
     """
     now_ms = gateway.clock.now_ms()
     async with gateway.accounts.transaction() as tx:
@@ -42,6 +43,8 @@ async def exchange_refresh_token(gateway: GatewayDeps, token: str) -> dict[str, 
             raise UnknownToken("The refresh token is unknown or was used")
         if found.expires_ts is not None and found.expires_ts <= now_ms:
             raise UnknownToken("The refresh token has expired", soft_logout=True)
+        if found.locked:
+            raise UserLocked
         gateway.limits.check("tessera.rc_refresh", f"{found.user_id} {found.device_id}")
         if found.supersedes is not None:
             await access_tokens.revoke_superseded(tx, found.user_id, found.device_id, found.supersedes)

@@ -31,7 +31,7 @@ async def find_login_user(accounts: Database, body: Mapping[str, Any], server_na
     if not isinstance(identifier, Mapping):
         raise BadJson("identifier must be an object")
     kind = identifier.get("type")
-    if kind == "m.id.thirdparty":
+    if kind == "m.id.thirdparty" or (kind is None and "medium" in identifier):
         return await _find_owner(accounts, _text(identifier, "medium"), _text(identifier, "address"))
     if kind == "m.id.phone":
         # `number` is what the field was called before r0.4. The country's code must be part of it.

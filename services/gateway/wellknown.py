@@ -48,7 +48,10 @@ def client_wellknown(settings: Settings) -> dict[str, Any] | None:
     """The discovery document for clients; None unless public_baseurl is set."""
     if settings.public_baseurl is None:
         return None
-    return {**settings.extra_well_known_client_content, "m.homeserver": {"base_url": str(settings.public_baseurl)}}
+    document = {**settings.extra_well_known_client_content, "m.homeserver": {"base_url": str(settings.public_baseurl)}}
+    if settings.default_identity_server is not None:
+        document["m.identity_server"] = {"base_url": settings.default_identity_server}
+    return document
 
 
 def support_document(settings: Settings) -> dict[str, Any] | None:

@@ -15,8 +15,6 @@ WITHOUT_EFFECT = frozenset(
     [
         "allow_public_rooms_over_federation",
         "app_service_config_files",
-        "default_identity_server",
-        "login_via_existing_session",
         "database.allow_unsafe_locale",
         "database.args.keepalives_count",
         "database.args.keepalives_idle",
@@ -32,7 +30,6 @@ WITHOUT_EFFECT = frozenset(
         "listeners.resources.compress",
         "password_config.localdb_enabled",
         "pid_file",
-        "push",
         "tessera.services.listeners.resources.compress",
         "rc_joins.remote",
         "rc_third_party_invite",

@@ -10,8 +10,9 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from matrixcore.identifiers import UserId
-from tessera.http.errors import GuestAccessForbidden, MissingToken
+from tessera.http.errors import GuestAccessForbidden, MissingToken, UserLocked, UserSuspended
 from tessera.http.guest_access import GUEST_OPERATIONS
+from tessera.http.moderation import CLOSED_TO_SUSPENDED, OPEN_TO_LOCKED
 
 _BEARER = b"bearer "
 
@@ -24,6 +25,7 @@ class Requester:
         device_id: empty for an application service that asserts none.
         expires_ts: when the token ends, in milliseconds since the epoch; None for never.
         appservice_id: the application service that acts for the user.
+        is_locked, is_suspended: what administrators have done to the account.
     """
 
     user_id: UserId
@@ -32,6 +34,8 @@ class Requester:
     is_admin: bool = False
     expires_ts: int | None = None
     appservice_id: str | None = None
+    is_locked: bool = False
+    is_suspended: bool = False
 
 
 class Authenticator(Protocol):
@@ -69,11 +73,16 @@ async def authenticate(request: Request) -> Requester:
     Raises:
         MissingToken, UnknownToken
         GuestAccessForbidden: the endpoint is not for guests.
+        UserLocked, UserSuspended: not for this account.
     """
     authenticator: Authenticator = request.app.state.authenticator
     requester = await authenticator.authenticate(request)
     if requester.is_guest and request.scope["tessera.operation"] not in GUEST_OPERATIONS:
         raise GuestAccessForbidden
+    if requester.is_locked and request.scope["tessera.operation"] not in OPEN_TO_LOCKED:
+        raise UserLocked
+    if requester.is_suspended and request.scope["tessera.operation"] in CLOSED_TO_SUSPENDED:
+        raise UserSuspended
     return requester
 
 

@@ -26,6 +26,8 @@ class FoundToken(NamedTuple):
     is_admin: bool
     expires_ts: int | None
     supersedes: bytes | None
+    locked: bool
+    suspended: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +49,11 @@ class FoundRefresh(NamedTuple):
     expires_ts: int | None
     session_expires_ts: int | None
     supersedes: bytes | None
+    locked: bool
 
 
 _FIND = """
-SELECT t.token_hash, t.user_id, t.device_id, u.is_guest, u.is_admin, t.expires_ts, t.supersedes
+SELECT t.token_hash, t.user_id, t.device_id, u.is_guest, u.is_admin, t.expires_ts, t.supersedes, u.locked, u.suspended
 FROM accounts.access_tokens t JOIN accounts.users u USING (user_id)
 WHERE t.token_hash = ANY($1) AND NOT u.deactivated
 """
@@ -76,7 +79,7 @@ SELECT created FROM device
 """
 
 _FIND_REFRESH = """
-SELECT r.user_id, r.device_id, r.expires_ts, r.session_expires_ts, r.supersedes
+SELECT r.user_id, r.device_id, r.expires_ts, r.session_expires_ts, r.supersedes, u.locked
 FROM accounts.refresh_tokens r JOIN accounts.users u USING (user_id)
 WHERE r.token_hash = $1 AND NOT u.deactivated
 FOR UPDATE OF r

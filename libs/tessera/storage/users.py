@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from matrixcore.identifiers import UserId
 from tessera.storage.database import Transaction
@@ -17,6 +18,8 @@ class User:
     is_guest: bool
     is_admin: bool
     deactivated: bool
+    locked: bool = False
+    suspended: bool = False
 
 
 # The profile and the head of the user log are there from the first moment, so that no later
@@ -36,7 +39,8 @@ SELECT 1 FROM made
 """
 
 _FIND = """
-SELECT user_id, password_hash, is_guest, is_admin, deactivated FROM accounts.users WHERE user_id = $1
+SELECT user_id, password_hash, is_guest, is_admin, deactivated, locked, suspended
+FROM accounts.users WHERE user_id = $1
 """
 
 _EXISTS = "SELECT EXISTS (SELECT 1 FROM accounts.users WHERE user_id = $1)"
@@ -50,6 +54,11 @@ _SET_PASSWORD = "UPDATE accounts.users SET password_hash = $2 WHERE user_id = $1
 _REPLACE_PASSWORD = "UPDATE accounts.users SET password_hash = $3 WHERE user_id = $1 AND password_hash = $2"  # noqa: S105
 
 _SET_ADMIN = "UPDATE accounts.users SET is_admin = $2 WHERE user_id = $1"
+
+_SET_MARKS = {
+    "locked": "UPDATE accounts.users SET locked = $2 WHERE user_id = $1",
+    "suspended": "UPDATE accounts.users SET suspended = $2 WHERE user_id = $1",
+}
 
 _DEACTIVATE = """
 UPDATE accounts.users SET deactivated = true, password_hash = NULL, erased = erased OR $2
@@ -129,6 +138,11 @@ async def replace_password_hash(tx: Transaction, user_id: UserId, old: str, new:
 async def set_admin(tx: Transaction, user_id: UserId, is_admin: bool) -> None:
     """Give or take the rights of a server administrator."""
     await tx.execute(_SET_ADMIN, user_id, is_admin)
+
+
+async def set_mark(tx: Transaction, user_id: UserId, mark: Literal["locked", "suspended"], value: bool) -> None:
+    """Lock or suspend an account, or take that back."""
+    await tx.execute(_SET_MARKS[mark], user_id, value)
 
 
 async def deactivate(tx: Transaction, user_id: UserId, *, erase: bool) -> bool:

@@ -27,7 +27,8 @@ async def _assert_dead(session: Session, *, soft: bool = False) -> None:
 
 
 async def test_the_flows(server: Server) -> None:
-    assert (await server.get("/login")).json() == {"flows": [{"type": "m.login.password"}]}
+    flows = [{"type": "m.login.password"}, {"type": "m.login.token", "get_login_token": True}]
+    assert (await server.get("/login")).json() == {"flows": flows}
 
 
 @pytest.mark.parametrize("name", ["alice", "Alice", "@alice:test.example", "@ALICE:test.example"])
