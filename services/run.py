@@ -68,6 +68,7 @@ SERVICES: Mapping[ServiceName, _Kind] = {
         "services.federation_out.main:open_federation_out", uses_topics=True, asks_peers=True, works_without=False
     ),
     "projector": _Kind("services.projector.main:open_projector", uses_topics=True, works_without=False),
+    "push": _Kind("services.push.main:open_push", uses_topics=True, works_without=False),
 }
 
 

@@ -10,6 +10,7 @@ from services.gateway.main import open_gateway
 from services.hosting import Hosted, Ready, StopSignals, answer_requests, bound_listeners, hosting
 from services.media.main import open_media
 from services.projector.main import open_projector
+from services.push.main import open_push
 from services.rooms.main import open_rooms
 from services.stores import Progress, Stores, open_stores
 from services.sync.main import open_sync
@@ -27,6 +28,7 @@ from tessera.token_authenticator import TokenAuthenticator
 ALL_SERVICES = (
     open_rooms,
     open_projector,
+    open_push,
     open_sync,
     open_media,
     open_federation_out,

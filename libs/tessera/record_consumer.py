@@ -39,6 +39,14 @@ MAX_POSITION = (1 << 63) - 1
 AfterCommit = Callable[[], Awaitable[None]]
 
 
+class _NothingToApply:
+    """See NOTHING_TO_APPLY."""
+
+
+NOTHING_TO_APPLY = _NothingToApply()
+"""What `Step.prepare` answers where the account store is not concerned: then the cursor moves in memory."""
+
+
 class Step(Protocol):
     """What a consumer does with records."""
 
@@ -46,7 +54,11 @@ class Step(Protocol):
         """Whether the step has anything to do for a record."""
 
     async def prepare(self, records: Sequence[LogRecord]) -> object:
-        """Read what other stores have to say, before the transaction."""
+        """Read what other stores have to say, before the transaction.
+
+        A step may write into another store here, if a replay changes nothing there; it answers NOTHING_TO_APPLY then,
+        as it does where it has found nothing to write.
+        """
 
     async def apply(self, tx: Transaction, records: Sequence[LogRecord], prepared: object) -> AfterCommit | None:
         """Apply the records in a transaction of the account store; a replay must change nothing.
@@ -339,6 +351,10 @@ class RecordConsumer:
 
     async def _commit(self, partition: int, records: Sequence[LogRecord], cursor: Cursor | None) -> None:
         prepared = await self.step.prepare(records)
+        if prepared is NOTHING_TO_APPLY:
+            if cursor is not None:
+                self._unwritten[partition] = cursor
+            return
         async with self.accounts.transaction() as tx:
             after_commit = await self.step.apply(tx, records, prepared)
             if cursor is not None:

@@ -42,6 +42,7 @@ def cluster_command(
     projectors: Annotated[int, typer.Option(min=0)] = 1,
     federation_ins: Annotated[int, typer.Option(min=0)] = 1,
     federation_outs: Annotated[int, typer.Option(min=0)] = 1,
+    pushes: Annotated[int, typer.Option(min=0)] = 1,
     dev_brokers: Annotated[bool, typer.Option("--dev-brokers", help="start a Kafka and a Valkey for trials")] = False,
     proxy: Annotated[str, typer.Option(help="auto (nginx if it is installed), nginx or own")] = "auto",
     info_file: Annotated[Path | None, typer.Option(help="write there what runs where, as JSON")] = None,
@@ -50,7 +51,7 @@ def cluster_command(
     settings = read_config(config)
     set_up_logging(settings)
     nginx = _nginx(proxy)
-    counts = Counts(gateways, writers, syncs, media, projectors, federation_ins, federation_outs)
+    counts = Counts(gateways, writers, syncs, media, projectors, federation_ins, federation_outs, pushes)
     with ExitStack() as stack:
         environment = _brokers(stack, settings) if dev_brokers else {}
         run_to_end(lambda: _run(config.absolute(), environment, counts, nginx, info_file))

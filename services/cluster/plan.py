@@ -22,6 +22,7 @@ class Counts:
     projectors: int = 1
     federation_ins: int = 1
     federation_outs: int = 1
+    pushes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ _STAGES: dict[ServiceName, int] = {
     "media": 2,
     "federation-in": 2,
     "federation-out": 1,
+    "push": 1,
     "gateway": 2,
 }
 
@@ -72,6 +74,7 @@ def plan_processes(config: Path, counts: Counts, ports: Sequence[int], logs: Pat
         "media": counts.media,
         "federation-in": counts.federation_ins,
         "federation-out": counts.federation_outs,
+        "push": counts.pushes,
         "gateway": counts.gateways,
     }
     names = [(service, f"{service}-{number}") for service, count in wanted.items() for number in range(1, count + 1)]
@@ -86,7 +89,7 @@ def plan_processes(config: Path, counts: Counts, ports: Sequence[int], logs: Pat
 def count_of(counts: Counts) -> int:
     """How many processes there are in all."""
     serving = counts.gateways + counts.syncs + counts.media + counts.federation_ins
-    return serving + counts.writers + counts.projectors + counts.federation_outs
+    return serving + counts.writers + counts.projectors + counts.federation_outs + counts.pushes
 
 
 def free_ports(count: int) -> list[int]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from tessera.record_consumer import AfterCommit
+from tessera.record_consumer import NOTHING_TO_APPLY, AfterCommit
 from tessera.records import EventBody, LogRecord, RecordKind, RedactionBody
 from tessera.search_texts import SEARCHED_TYPES, searched_text
 from tessera.storage import search
@@ -32,7 +32,7 @@ class SearchStep:
             case _:
                 return record.kind is RecordKind.PURGED
 
-    async def prepare(self, records: Sequence[LogRecord]) -> None:
+    async def prepare(self, records: Sequence[LogRecord]) -> object:
         """All of it: the index lies in the room shard, where a replay changes nothing."""
         texts = [text for record in records if (text := _text_of(record)) is not None]
         redacted = [(r.room_id, r.body.event_id) for r in records if isinstance(r.body, RedactionBody)]
@@ -44,9 +44,10 @@ class SearchStep:
                 await search.delete_events(tx, redacted)
             if purged:
                 await search.delete_orphans(tx, purged)
+        return NOTHING_TO_APPLY
 
     async def apply(self, tx: Transaction, records: Sequence[LogRecord], prepared: object) -> AfterCommit | None:
-        """Nothing in the account store but the cursor."""
+        """Never asked: there is nothing in the account store."""
         return None
 
 

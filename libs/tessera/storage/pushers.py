@@ -35,6 +35,12 @@ ON CONFLICT (user_id, app_id, pushkey) DO UPDATE SET
     data = EXCLUDED.data
 """
 
+# What its gateway failed at before may work now.
+_TRY_AGAIN = """
+UPDATE accounts.push_due SET attempts = 0, due_at = now() WHERE user_id = $1 AND app_id = $2 AND pushkey = $3
+    AND attempts > 0 AND NOT claimed
+"""
+
 _DELETE = "DELETE FROM accounts.pushers WHERE user_id = $1 AND app_id = $2 AND pushkey = $3"
 
 _DELETE_OF_OTHERS = "DELETE FROM accounts.pushers WHERE user_id <> $1 AND app_id = $2 AND pushkey = $3"
@@ -67,6 +73,7 @@ async def set_pusher(
         pusher.data,
         now_ms,
     )
+    await tx.execute(_TRY_AGAIN, user_id, pusher.app_id, pusher.pushkey)
 
 
 async def delete_pusher(tx: Transaction, user_id: UserId, app_id: str, pushkey: str) -> None:

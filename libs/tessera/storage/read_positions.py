@@ -9,11 +9,12 @@ from typing import NamedTuple
 import orjson
 
 from matrixcore.identifiers import EventId, RoomId, UserId
-from tessera.storage import account_data
+from tessera.storage import account_data, push_queue
 from tessera.storage.database import Transaction
 from tessera.storage.user_log import LogEntry, UserLogKind, append
 
 FULLY_READ = "m.fully_read"
+COUNTED = frozenset(("m.read", "m.read.private"))  # those that change unread counts
 
 
 class ReadPosition(NamedTuple):
@@ -54,7 +55,8 @@ _LIST_OF_ROOM = f"SELECT {_COLUMNS} FROM accounts.read_positions WHERE user_id =
 async def set_positions(tx: Transaction, positions: Sequence[ReadPosition]) -> dict[UserId, int]:
     """Move receipts forward and tell their users' logs; those that would go back or stay are ignored.
 
-    m.fully_read becomes the room's account data of that type too.
+    m.fully_read becomes the room's account data of that type too. Push gateways of who has read are to be told the new
+    counts.
 
     Returns:
         The new heads of the users for whom something moved.
@@ -64,6 +66,8 @@ async def set_positions(tx: Transaction, positions: Sequence[ReadPosition]) -> d
     columns = [list(column) for column in zip(*positions, strict=True)]
     moved = [ReadPosition(*row) for row in await tx.fetch(_SET, *columns)]
     heads = await append(tx, [_log_entry(position) for position in moved])
+    if readers := {position.user_id for position in moved if position.receipt_type in COUNTED}:
+        await push_queue.mark_badges_due(tx, sorted(readers))
     for position in moved:
         if position.receipt_type == FULLY_READ:
             content = orjson.dumps({"event_id": position.event_id})

@@ -24,8 +24,9 @@ CHECKS = {
     "media": {"redis", "accounts", "shard main"},
     "projector": {
         *("redis", "kafka", "accounts", "shard main", "leases"),
-        *("consumer memberships", "consumer directory"),
+        *("consumer memberships", "consumer directory", "consumer search", "consumer upgraded_rooms"),
     },
+    "push": {"redis", "kafka", "accounts", "shard main", "leases", "consumer push"},
 }
 PATHS = {
     "gateway": "/_matrix/client/versions",

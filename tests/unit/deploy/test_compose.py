@@ -59,7 +59,7 @@ def test_the_small_stack_is_small() -> None:
     small = {name for name, of in profiles.items() if not of or "small" in of}
     assert small == {"postgres", "serve", "proxy"}
     cluster = {name for name, of in profiles.items() if "cluster" in of}
-    services = {"gateway", "rooms", "sync", "media", "projector", "federation-in", "federation-out"}
+    services = {"gateway", "rooms", "sync", "media", "projector", "federation-in", "federation-out", "push"}
     assert {"kafka", "valkey", "migrate", "topics"} | services == cluster
 
 

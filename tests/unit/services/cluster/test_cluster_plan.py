@@ -37,13 +37,13 @@ def test_paths_go_to_their_service(path: str, service: str) -> None:
 
 
 def test_writers_begin_first_and_every_process_has_a_name_and_a_port_of_its_own() -> None:
-    counts = Counts(gateways=2, writers=3, syncs=1, media=0, projectors=1, federation_ins=1, federation_outs=1)
+    counts = Counts(gateways=2, writers=3, syncs=1, media=0, projectors=1)
     ports = list(range(7000, 7000 + count_of(counts)))
     planned = plan_processes(Path("/c/homeserver.yaml"), counts, ports, Path("/logs"))
     names = ["rooms-1", "rooms-2", "rooms-3", "projector-1", "sync-1"]
-    names += ["federation-in-1", "federation-out-1", "gateway-1", "gateway-2"]
+    names += ["federation-in-1", "federation-out-1", "push-1", "gateway-1", "gateway-2"]
     assert [one.name for one in planned] == names
-    assert [one.stage for one in planned] == [0, 0, 0, 1, 2, 2, 1, 2, 2]
+    assert [one.stage for one in planned] == [0, 0, 0, 1, 2, 2, 1, 1, 2, 2]
     assert {one.port for one in planned} == set(ports)
     assert planned[0].arguments[-2:] == ("--name", "rooms-1")
     assert planned[0].log == Path("/logs/rooms-1.log")
@@ -52,7 +52,7 @@ def test_writers_begin_first_and_every_process_has_a_name_and_a_port_of_its_own(
 def test_nginx_knows_every_process_that_answers_clients() -> None:
     settings = Settings.for_tests(listeners=[{"port": 8008, "bind_addresses": ["127.0.0.1", "::1"]}])
     counts = Counts(gateways=2, writers=1, syncs=2, media=1, projectors=1)
-    planned = plan_processes(Path("/c"), counts, range(7000, 7009), Path("/logs"))
+    planned = plan_processes(Path("/c"), counts, range(7000, 7000 + count_of(counts)), Path("/logs"))
     text = nginx_config(settings, settings.listeners, planned)
     assert "listen 127.0.0.1:8008;" in text
     assert "listen [::1]:8008;" in text

@@ -1,0 +1,1 @@
+"""Push notifications: from room.log to the push gateways."""

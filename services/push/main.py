@@ -1,0 +1,69 @@
+"""Puts the push service together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from matrixcore.identifiers import ServerName
+from services.push.badges import BadgeCounter
+from services.push.queueing import CONSUMER, PushStep
+from services.push.sending import PARALLEL, PushSender
+from tessera.consumer_leases import ConsumerLeases
+from tessera.record_consumer import RecordConsumer
+from tessera.service import Service, Surroundings
+from tessera.storage import consumer_cursors
+from tessera.storage.consumer_cursors import Cursor
+from tessera.storage.database import Database
+from tessera.storage.partitions import list_heads
+from tessera.storage.shards import RoomShards
+
+
+async def begin_at_the_heads(accounts: Database, shards: RoomShards) -> None:
+    """Let a service that runs for the first time push nothing of what was said before. Repeatable."""
+    async with accounts.reading() as tx:
+        known = await consumer_cursors.list_cursors(tx, CONSUMER)
+    cursors: dict[int, Cursor] = {}
+    for name in shards.names:
+        missing = [partition for partition in shards.partitions_of(name) if partition not in known]
+        async with shards.databases[name].reading() as tx:
+            heads = await list_heads(tx, missing)
+        cursors |= {partition: Cursor(head.incarnation, head.position) for partition, head in heads.items()}
+    if cursors:
+        async with accounts.reading() as tx:
+            await consumer_cursors.move_cursors(tx, CONSUMER, cursors)
+
+
+@asynccontextmanager
+async def open_push(around: Surroundings) -> AsyncIterator[Service]:
+    """Queueing and sending; several processes share the partitions, and the pushers one by one."""
+    settings = around.settings
+    if not settings.push.enabled:
+        yield Service()
+        return
+    # The HTTP client takes memory.
+    from services.push.gateway_client import GatewayClient
+
+    client = GatewayClient(
+        blocked=settings.ip_range_blocklist, allowed=settings.ip_range_allowlist, connections=2 * PARALLEL
+    )
+    badges = BadgeCounter(around.accounts, around.shards, settings.push.group_unread_count_by_room)
+    sender = PushSender(
+        around.accounts, around.shards, around.clock, around.ids, client, badges, settings.push.include_content
+    )
+    jitter = (settings.push.jitter_delay or 0) / 1_000
+    step = PushStep(around.accounts, around.shards, around.clock, ServerName(settings.server_name), jitter, sender.wake)
+    await begin_at_the_heads(around.accounts, around.shards)
+    consumer = RecordConsumer(CONSUMER, step, around.records, around.accounts, around.shards, around.clock)
+    checks = {f"consumer {CONSUMER}": consumer.check}
+    background = (consumer.run, sender.run)
+    try:
+        if not around.is_shared:
+            consumer.take_on(range(around.shards.partitions))
+            yield Service(checks=checks, background=background)
+            return
+        owner = f"{around.name}/{around.ids.token(9)}"
+        leases = ConsumerLeases(around.accounts, around.clock, owner, [consumer], around.shards.partitions)
+        yield Service(
+            checks={**checks, "leases": leases.check}, background=(*background, leases.run), drain=leases.stop
+        )
+    finally:
+        await client.close()
