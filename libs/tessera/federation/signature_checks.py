@@ -22,6 +22,7 @@ INLINE = 2  # events that are not worth handing over: a check takes about 0.1 ms
 IN_PROCESSES = 400  # from so many on
 CHUNK = 100
 MAX_WORKERS = 4
+IDLE_SECONDS = 60.0  # a process takes 30 MiB
 
 Keys = Mapping[ServerName, Mapping[str, bytes]]
 
@@ -49,37 +50,63 @@ class SignatureChecker:
         self._workers = max(1, min(os.cpu_count() or 1, MAX_WORKERS))
         self._threads: ThreadPoolExecutor | None = None
         self._processes: ProcessPoolExecutor | None = None
+        self._under_way = 0
+        self._idle: asyncio.TimerHandle | None = None
 
     async def check(self, events: Sequence[SignedEvent]) -> list[str | None]:
         """What is wrong with the signatures of each event; None if nothing is."""
         if len(events) <= INLINE:
-            return _check(events)
+            return check_here(events)
         if len(events) < IN_PROCESSES:
-            return await self._run_in_threads(events)
+            return await self.check_in_threads(events)
         try:
-            return await self._run_in_processes(events)
+            return await self.check_in_processes(events)
         except BrokenProcessPool:  # somebody ended a worker; it is started again when it is needed again
             self._processes = None
-            return await self._run_in_threads(events)
+            return await self.check_in_threads(events)
 
     def close(self) -> None:
         """End the threads and processes."""
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
+        self._end_processes()
+
+    def _end_processes(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
         if self._processes is not None:
             self._processes.shutdown(wait=False, cancel_futures=True)
+        self._processes = self._idle = None
 
-    async def _run_in_threads(self, events: Sequence[SignedEvent]) -> list[str | None]:
+    async def check_in_threads(self, events: Sequence[SignedEvent]) -> list[str | None]:
+        """`check` in any case in threads: one core's worth of Python, and libsodium beside it."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="signatures")
         size = max(1, min(CHUNK, -(-len(events) // self._workers)))
         loop, threads = asyncio.get_running_loop(), self._threads
         parts = [
-            loop.run_in_executor(threads, _check, events[start : start + size]) for start in range(0, len(events), size)
+            loop.run_in_executor(threads, check_here, events[start : start + size])
+            for start in range(0, len(events), size)
         ]
         return [verdict for part in await asyncio.gather(*parts) for verdict in part]
 
-    async def _run_in_processes(self, events: Sequence[SignedEvent]) -> list[str | None]:
+    async def check_in_processes(self, events: Sequence[SignedEvent]) -> list[str | None]:
+        """`check` in any case in processes, which end when they have had nothing to do for a while.
+
+        Raises:
+            BrokenProcessPool: one of them was killed.
+        """
+        if self._idle is not None:
+            self._idle.cancel()
+        self._under_way += 1
+        try:
+            return await self._check_in_waves(events)
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._end_processes)
+
+    async def _check_in_waves(self, events: Sequence[SignedEvent]) -> list[str | None]:
         if self._processes is None:
             # Not forked: this process has threads and connections.
             context = multiprocessing.get_context("spawn")
@@ -103,7 +130,8 @@ def _for_another(events: Sequence[SignedEvent]) -> list[_SignedBytes]:
     return [_SignedBytes(one.event.pdu, one.event.event_id, one.event.rules.version, one.keys) for one in events]
 
 
-def _check(events: Sequence[SignedEvent]) -> list[str | None]:
+def check_here(events: Sequence[SignedEvent]) -> list[str | None]:
+    """What is wrong with the signatures of each event, found out where it is asked."""
     return [_wrong(one.event, one.keys) for one in events]
 
 
