@@ -8,10 +8,33 @@ from collections.abc import Iterator
 from fastapi import APIRouter
 from starlette.routing import BaseRoute
 
-from services.federation_in import invites, joins, keys, knocks, leaves, third_party_invites, transactions, version
+from services.federation_in import (
+    event_reads,
+    history_reads,
+    invites,
+    joins,
+    keys,
+    knocks,
+    leaves,
+    state_reads,
+    third_party_invites,
+    transactions,
+    version,
+)
 
 # One line for each module; those of `keys` are a resource of their own, which listeners may name apart.
-_MODULES = (invites, joins, knocks, leaves, third_party_invites, transactions, version)
+_MODULES = (
+    event_reads,
+    history_reads,
+    invites,
+    joins,
+    knocks,
+    leaves,
+    state_reads,
+    third_party_invites,
+    transactions,
+    version,
+)
 
 
 def federation_routes() -> Iterator[BaseRoute]:
