@@ -12,7 +12,7 @@ import pytest
 from tessera.config import KafkaSettings
 from tests.fixtures.service_process import ClusterProcess
 from tests.fixtures.valkey import ValkeyProcess
-from tests.fixtures.whole_server import Device, WholeServer
+from tests.fixtures.whole_server import Device, ServerApi
 
 pytestmark = pytest.mark.timeout(300)
 COUNTS = {"gateways": 2, "writers": 2, "syncs": 2, "media": 1, "projectors": 1}
@@ -31,14 +31,14 @@ async def cluster(
 
 
 @pytest.fixture
-async def server(cluster: ClusterProcess) -> AsyncIterator[WholeServer]:
+async def server(cluster: ClusterProcess) -> AsyncIterator[ServerApi]:
     """Its clients' side."""
     limits = httpx.Limits(max_connections=100)
     async with httpx.AsyncClient(base_url=cluster.base_url, timeout=60, limits=limits) as http:
-        yield WholeServer(http)
+        yield ServerApi(http)
 
 
-async def test_people_talk_while_processes_come_and_go(cluster: ClusterProcess, server: WholeServer) -> None:
+async def test_people_talk_while_processes_come_and_go(cluster: ClusterProcess, server: ServerApi) -> None:
     """Nothing is lost or doubled, and whoever sends waits no longer than a lease."""
     alice, bob = await server.register("alice"), await server.register("bob")
     rooms = [await alice.make_room(preset="public_chat") for _ in range(4)]
@@ -140,7 +140,7 @@ class Listening:
                 seen += [e["event_id"] for e in room["timeline"]["events"] if e["type"] == "m.room.message"]
 
 
-async def test_media_and_large_bodies_pass_the_proxy(cluster: ClusterProcess, server: WholeServer) -> None:
+async def test_media_and_large_bodies_pass_the_proxy(cluster: ClusterProcess, server: ServerApi) -> None:
     alice = await server.register("alice")
     content = bytes(range(256)) * 12_000  # 3 MiB: neither kept by the proxy nor read whole
     reply = await server.http.post(

@@ -15,7 +15,7 @@ from tessera.embedded_postgres import EmbeddedPostgres
 from tests.conftest import FORGETFUL
 from tests.fixtures.service_process import ClusterProcess
 from tests.fixtures.valkey import ValkeyProcess
-from tests.fixtures.whole_server import WholeServer
+from tests.fixtures.whole_server import ServerApi
 
 pytestmark = pytest.mark.timeout(300)
 COUNTS = {"gateways": 1, "writers": 2, "syncs": 1, "media": 1, "projectors": 1}
@@ -66,7 +66,7 @@ async def test_partitions_move_under_load_and_a_shard_goes_away(
     cluster: ClusterProcess, other: EmbeddedPostgres
 ) -> None:
     async with httpx.AsyncClient(base_url=cluster.base_url, timeout=60) as http:
-        server = WholeServer(http)
+        server = ServerApi(http)
         alice, bob = await server.register("alice"), await server.register("bob")
         rooms: dict[int, str] = {}
         while {partition % 2 for partition in rooms} != {0, 1} or len(rooms) < 3:

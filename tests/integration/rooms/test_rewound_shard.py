@@ -23,7 +23,7 @@ from tessera.storage.database import Database
 from tessera.storage.partitions import add_partitions
 from tessera.storage.shards import RoomShards
 from tests.conftest import run_sql
-from tests.fixtures.whole_server import CLIENT_ADDRESS, SERVER_NAME, Device, WholeServer, unlimited
+from tests.fixtures.whole_server import CLIENT_ADDRESS, SERVER_NAME, Device, ServerApi, unlimited
 
 PARTITIONS = 4
 
@@ -38,7 +38,7 @@ class Restorable:
         self._log = LocalRecordBus()
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[WholeServer]:
+    async def running(self) -> AsyncIterator[ServerApi]:
         """Run once."""
         shard = await Database.connect(self.shard_dsn)
         async with shard.transaction() as tx:
@@ -49,11 +49,11 @@ class Restorable:
         async with run_services(self._settings, stores, SystemClock(), records=self._log) as hosted:
             transport = httpx.ASGITransport(app=make_app(hosted, listener), client=CLIENT_ADDRESS)
             async with httpx.AsyncClient(transport=transport, base_url=f"http://{SERVER_NAME}", timeout=60) as http:
-                yield WholeServer(http)
+                yield ServerApi(http)
         await shard.close()
 
 
-def again(server: WholeServer, device: Device) -> Device:
+def again(server: ServerApi, device: Device) -> Device:
     """The same device, at another run of the server."""
     login = {"user_id": device.user_id, "device_id": device.device_id, "access_token": device.token}
     return Device(server.http, login)
