@@ -90,7 +90,7 @@ async def join(buses: KafkaBuses, count: int) -> None:
     for number in range(count):
         partition = 1 + number % (PARTITIONS - 1)
         await buses.commands.send(_command(partition))
-        end = await reader.end_offset(partition)
+        end = (await reader.end_offsets([partition]))[partition]
         await asyncio.sleep(random.uniform(0.05, 0.15))
         started = time.perf_counter()
         await reader.assign(partition, end - 1)

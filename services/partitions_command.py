@@ -137,14 +137,15 @@ async def _undone(kafka: KafkaSettings | None, rows: Sequence[PartitionRow]) -> 
     try:
         found = (await connection.describe_topics([topic])).get(topic)
         known = [row for row in rows if row.state == "active" and found is not None]
-        ranges = await asyncio.gather(*(connection.offset_range(topic, row.partition) for row in known))
+        ranges = await connection.offset_ranges(topic, [row.partition for row in known])
     except BusUnavailable as error:
         console.print(f"[yellow]undone commands are not known: {error}[/yellow]")
         return {}
     finally:
         await connection.close()
     undone: dict[int, int] = {}
-    for row, there in zip(known, ranges, strict=True):
+    for row in known:
+        there = ranges[row.partition]
         # Offsets of another topic than this one mean nothing: all that lies in this one is undone.
         is_same = found is not None and row.topic_id == found.topic_id
         undone[row.partition] = there.end - max(there.start, row.done_offset + 1 if is_same else 0)

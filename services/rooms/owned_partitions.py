@@ -164,11 +164,14 @@ class OwnedPartitions:
                 await self.reader.revoke(self._lost.pop())
             arrivals, self._arrivals = self._arrivals, []
             ends = await self._find_ends(arrivals)
+            end_offsets = await self._end_offsets(arrivals)
             for taken in arrivals:
                 try:
-                    if ends is None:
-                        raise BusUnavailable("the log's end is not known")
-                    await self._begin(await self._above_log(taken, ends.get(taken.partition)))
+                    if ends is None or end_offsets is None:
+                        raise BusUnavailable("the topics' ends are not known")
+                    await self._begin(
+                        await self._above_log(taken, ends.get(taken.partition)), end_offsets[taken.partition]
+                    )
                 except Exception as error:  # whatever it is: the partition is taken again, and the others go on
                     log.warning("partition cannot be begun", partition=taken.partition, error=repr(error))
                     await self._clock.sleep(RETRY_SECONDS)
@@ -206,11 +209,10 @@ class OwnedPartitions:
         self._arrived.set()
         metrics.PARTITIONS.labels(self._shard).set(len(self._owned))
 
-    async def _begin(self, taken: TakenPartition) -> None:
+    async def _begin(self, taken: TakenPartition, end_offset: int) -> None:
         """Publish and announce what the last owner committed, then read the partition's commands."""
         partition, reader = taken.partition, self.reader
         await self._republish(taken)
-        end_offset = await reader.end_offset(partition)
         if self.ownership.epochs.get(partition) != taken.epoch:
             return  # lost meanwhile
         # Offsets mean nothing in a topic that was made anew or has lost its end.
@@ -236,6 +238,17 @@ class OwnedPartitions:
             return await self._log.find_ends(doubtful) if doubtful else {}
         except BusUnavailable as error:
             log.warning("log's end not known", error=str(error))
+            return None
+
+    async def _end_offsets(self, arrivals: Sequence[TakenPartition]) -> dict[int, int] | None:
+        """Where the commands end in what was taken; None if that is not known now.
+
+        What may have ended the last writer of a partition lies below: it was fenced before.
+        """
+        try:
+            return await self.reader.end_offsets([taken.partition for taken in arrivals])
+        except BusUnavailable as error:
+            log.warning("commands' end not known", error=str(error))
             return None
 
     async def _above_log(self, taken: TakenPartition, end: LogEnd | None) -> TakenPartition:

@@ -1,7 +1,7 @@
 """Kafka as the worst network shows it: both topics lose, repeat and delay, and can be emptied."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -156,8 +156,8 @@ class FaultyCommandReader:
         self._places[partition] = 0 if done_offset is None else done_offset + 1
         self._wakeup.set()
 
-    async def end_offset(self, partition: int) -> int:
-        return self._topic.of(partition).next_offset - 1
+    async def end_offsets(self, partitions: Collection[int]) -> dict[int, int]:
+        return {partition: self._topic.of(partition).next_offset - 1 for partition in partitions}
 
     async def revoke(self, partition: int) -> None:
         self._places.pop(partition, None)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tessera.bus.admission import RETRY_AFTER_MS, undone_limit
 from tessera.bus.protocol import BusBusy, BusUnavailable, Delivered, LogEnd
@@ -82,9 +82,9 @@ class LocalCommandReader:
         if self._queues[partition]:
             self.wake(partition)
 
-    async def end_offset(self, partition: int) -> int:
-        """The offset of the newest command of a partition, -1 if it never had one."""
-        return self._bus._next_offset.get(partition, 0) - 1
+    async def end_offsets(self, partitions: Collection[int]) -> dict[int, int]:
+        """The offset of the newest command of each partition, -1 if it never had one."""
+        return {partition: self._bus._next_offset.get(partition, 0) - 1 for partition in partitions}
 
     async def revoke(self, partition: int) -> None:
         """Give a partition up; what was taken and is not done will be delivered to its next reader."""

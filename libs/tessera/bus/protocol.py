@@ -4,7 +4,7 @@ Nothing here is the truth: commands count once their outcome is a row, records o
 committed. A topic may be emptied at any time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -47,8 +47,8 @@ class CommandReader(Protocol):
     async def assign(self, partition: int, done_offset: int | None) -> None:
         """Read a partition after `done_offset`; None or an offset out of range: from what is there."""
 
-    async def end_offset(self, partition: int) -> int:
-        """The offset of the newest command of a partition, -1 if it never had one."""
+    async def end_offsets(self, partitions: Collection[int]) -> dict[int, int]:
+        """The offset of the newest command of each partition, -1 if it never had one."""
 
     async def revoke(self, partition: int) -> None:
         """Give a partition up; commands of it that were not taken yet are not delivered."""

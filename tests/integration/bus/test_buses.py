@@ -48,7 +48,7 @@ async def test_a_command_arrives_as_it_was_sent(buses: Buses) -> None:
         (delivered,) = await reader.take(10)
     assert delivered.command == command(7, 2)
     assert (delivered.partition, delivered.offset) == (2, 0)
-    assert await reader.end_offset(2) == 0
+    assert await reader.end_offsets([2]) == {2: 0}
     await reader.close()
 
 
@@ -90,7 +90,7 @@ async def test_a_reader_begins_after_the_done_offset(buses: Buses) -> None:
     reader = await buses.commands.open_reader()
     await reader.assign(0, 6)
     assert await take_commands(reader, 3) == [(0, 7), (0, 8), (0, 9)]
-    assert await reader.end_offset(0) == 9
+    assert await reader.end_offsets([0, 1]) == {0: 9, 1: -1}
     await reader.close()
 
 

@@ -107,7 +107,7 @@ async def test_an_offset_beyond_the_end_means_that_the_end_was_lost(settings: Ka
         reader = await buses.commands.open_reader()
         await reader.assign(0, 41)
         await replaced(reader)
-        assert await reader.end_offset(0) == 0
+        assert await reader.end_offsets([0]) == {0: 0}
 
 
 async def test_a_consumer_of_records_goes_on_in_a_topic_made_anew(settings: KafkaSettings) -> None:

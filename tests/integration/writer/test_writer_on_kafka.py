@@ -70,7 +70,7 @@ async def test_commands_become_records_in_the_log(cluster: Cluster, kafka: Broke
     reader = await cluster.buses.commands.open_reader()
     done = await ShardDoneOffsets(world.shards)(list(range(PARTITIONS)))
     for partition in seen if kafka.is_apache else ():  # others do not tell the end of a partition
-        assert done[partition] == (reader.topic_id, await reader.end_offset(partition))
+        assert done[partition] == (reader.topic_id, (await reader.end_offsets([partition]))[partition])
 
 
 async def test_a_successor_goes_on_where_the_last_writer_ended(cluster: Cluster) -> None:

@@ -3,7 +3,7 @@
 Spec: none; DESIGN.md section 3, docs/adr/0002.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from tessera.bus.admission import undone_limit
 from tessera.bus.kafka import metrics
@@ -90,13 +90,14 @@ class KafkaCommandReader:
         """Read a partition after `done_offset`, or from what is there."""
         self._feed.add(partition, 0 if done_offset is None else done_offset + 1)
 
-    async def end_offset(self, partition: int) -> int:
-        """The offset of the newest command of a partition, -1 if it never had one.
+    async def end_offsets(self, partitions: Collection[int]) -> dict[int, int]:
+        """The offset of the newest command of each partition, -1 if it never had one.
 
         Raises:
             BusUnavailable: Kafka does not say.
         """
-        return (await self._cluster.connection.offset_range(self._topic, partition)).end - 1
+        ranges = await self._cluster.connection.offset_ranges(self._topic, partitions)
+        return {partition: there.end - 1 for partition, there in ranges.items()}
 
     async def revoke(self, partition: int) -> None:
         """Give a partition up; commands of it that were not taken yet are not delivered."""

@@ -7,7 +7,7 @@ Spec: none; DESIGN.md sections 3 and 9.
 
 import asyncio
 import ssl
-from collections.abc import Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -125,20 +125,27 @@ class KafkaConnection:
         return found
 
     async def offset_range(self, topic: str, partition: int) -> OffsetRange:
-        """What lies in a partition now.
+        """What lies in a partition now; see `offset_ranges`."""
+        return (await self.offset_ranges(topic, [partition]))[partition]
+
+    async def offset_ranges(self, topic: str, partitions: Collection[int]) -> dict[int, OffsetRange]:
+        """What lies in each of some partitions now; two requests for each broker that leads any of them.
 
         Raises:
-            BusUnavailable: it has no leader that answers, or there is no such topic.
+            BusUnavailable: one has no leader that answers, or there is no such topic.
         """
+        found: dict[int, OffsetRange] = {}
+        missing = list(partitions)
         try:
             async with asyncio.timeout(self.timeout_seconds):
-                while True:
-                    found = await self._offset_range(topic, partition)
-                    if found is not None:
-                        return found
-                    await asyncio.sleep(_LEADER_PAUSE_SECONDS)
+                while missing:
+                    found |= await self._offset_ranges(topic, missing)
+                    missing = [partition for partition in missing if partition not in found]
+                    if missing:
+                        await asyncio.sleep(_LEADER_PAUSE_SECONDS)
         except TimeoutError:
-            raise BusUnavailable(f"partition {partition} of topic {topic} has no leader") from None
+            raise BusUnavailable(f"partition {missing[0]} of topic {topic} has no leader") from None
+        return found
 
     async def is_led(self, topic: TopicDescription) -> bool:
         """Whether every partition's leader knows that it leads: a moment later than the metadata say so."""
@@ -160,23 +167,33 @@ class KafkaConnection:
         if client is not None:
             await client.close()
 
-    async def _offset_range(self, topic: str, partition: int) -> OffsetRange | None:
-        """What lies in a partition; None while it has no leader, or another one than is known."""
+    async def _offset_ranges(self, topic: str, partitions: Sequence[int]) -> dict[int, OffsetRange]:
+        """What lies in these partitions, save those that have no leader, or another one than is known."""
         description = (await self.describe_topics([topic])).get(topic)
-        if description is None or partition >= description.partitions:
-            raise BusUnavailable(f"there is no partition {partition} of topic {topic}")
-        offsets: list[int] = []
-        for timestamp in (_EARLIEST, _LATEST):
-            request = OffsetRequest(_ANY_REPLICA, _READ_UNCOMMITTED, [(topic, [(partition, timestamp)])])
-            response = await self._send(description.leaders[partition], request)
-            _partition, error_code, _timestamp, offset = response.topics[0][1][0]
+        by_leader: dict[int, list[int]] = {}
+        for partition in partitions:
+            if description is None or partition >= description.partitions:
+                raise BusUnavailable(f"there is no partition {partition} of topic {topic}")
+            by_leader.setdefault(description.leaders[partition], []).append(partition)
+        found: dict[int, OffsetRange] = {}
+        for leader, led in by_leader.items():
+            starts = await self._offsets(leader, topic, led, _EARLIEST)
+            ends = await self._offsets(leader, topic, led, _LATEST)
+            found |= {one: OffsetRange(starts[one], ends[one]) for one in led if one in starts and one in ends}
+        return found
+
+    async def _offsets(self, leader: int, topic: str, partitions: Sequence[int], timestamp: int) -> dict[int, int]:
+        """The offsets at one end, save those that the broker cannot tell now."""
+        wanted = [(partition, timestamp) for partition in partitions]
+        response = await self._send(leader, OffsetRequest(_ANY_REPLICA, _READ_UNCOMMITTED, [(topic, wanted)]))
+        offsets: dict[int, int] = {}
+        for partition, error_code, _timestamp, offset in response.topics[0][1]:
             error = for_code(error_code)
-            if error is not NoError:
-                if error.retriable:
-                    return None
+            if error is NoError:
+                offsets[partition] = offset
+            elif not error.retriable:
                 raise BusUnavailable(f"partition {partition} of topic {topic}: {error.__name__}")
-            offsets.append(offset)
-        return OffsetRange(*offsets)
+        return offsets
 
     async def _send(self, node: int | None, request: Any) -> Any:
         """The answer of one broker; without a node, of the first that gives one."""

@@ -41,7 +41,9 @@ class _Place:
 class PartitionFeed:
     """One reader's partitions of one topic."""
 
-    def __init__(self, connection: KafkaConnection, topic: TopicDescription, clock: Clock) -> None:
+    def __init__(
+        self, connection: KafkaConnection, topic: TopicDescription, clock: Clock, *, pause_seconds: float = 0.0
+    ) -> None:
         self._connection = connection
         self._topic = topic
         self._clock = clock
@@ -61,6 +63,7 @@ class PartitionFeed:
             on_fetched=self._accept,
             on_out_of_range=self._mend_offset,
             room=self._room,
+            pause_seconds=pause_seconds,
         )
         self._failure: str | None = None
         self._replacement: TopicDescription | None = None

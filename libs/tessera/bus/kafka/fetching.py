@@ -100,6 +100,7 @@ class Fetcher:
         on_fetched: takes records, and the offset after them, of a partition; some it may have had already.
         on_out_of_range: told the offset at which a partition has nothing; it is read again from the next `begin` on.
         room: set while more may be fetched.
+        pause_seconds: between an answer and the next request to a broker, so that what comes meanwhile comes together.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Fetcher:
         on_fetched: OnFetched,
         on_out_of_range: OnOutOfRange,
         room: asyncio.Event,
+        pause_seconds: float = 0.0,
     ) -> None:
         self._connection = connection
         self._topic = topic
@@ -120,6 +122,7 @@ class Fetcher:
         self._on_fetched = on_fetched
         self._on_out_of_range = on_out_of_range
         self._room = room
+        self._pause_seconds = pause_seconds
         self._wanted: dict[int, _Session | None] = {}
         self._highwater: dict[int, int] = {}
         self._client: AIOKafkaClient | None = None
@@ -259,6 +262,8 @@ class Fetcher:
                 await self._clock.sleep(_RETRY_SECONDS)
             if session.id == NO_SESSION:
                 session.reset()  # a broker without sessions: each request names everything
+            if self._pause_seconds and answer.partitions:
+                await self._clock.sleep(self._pause_seconds)
 
     async def _ask(self, client: AIOKafkaClient, session: _Session) -> FetchAnswer:
         moved = {partition: self._offset_of(partition) for partition in session.changed}

@@ -23,6 +23,7 @@ from tessera.clock import Clock
 from tessera.records import LogRecord, decode_record, encode_record
 
 ENDS_SECONDS = 5.0
+PAUSE_SECONDS = 0.01  # nobody waits for room.log: what comes so soon after another record may come with the next
 MAX_REWIND = 2_000  # records before the newest that a reader goes back to; beyond, PostgreSQL is the better source
 
 
@@ -65,11 +66,9 @@ class KafkaRecordBus:
             await feed.close()
 
     async def _read_ends(self, feed: PartitionFeed, partitions: Sequence[int]) -> dict[int, LogEnd]:
-        ranges = await asyncio.gather(
-            *(self._cluster.connection.offset_range(self._topic, partition) for partition in partitions)
-        )
+        ranges = await self._cluster.connection.offset_ranges(self._topic, partitions)
         wanted: set[int] = set()
-        for partition, there in zip(partitions, ranges, strict=True):
+        for partition, there in ranges.items():
             if there.end > there.start:
                 wanted.add(partition)
                 feed.add(partition, there.end - 1)
@@ -92,7 +91,7 @@ class KafkaRecordBus:
             BusUnavailable: Kafka does not answer.
         """
         topic = (await self._cluster.require_topics())[self._topic]
-        feed = PartitionFeed(self._cluster.connection, topic, self._clock)
+        feed = PartitionFeed(self._cluster.connection, topic, self._clock, pause_seconds=PAUSE_SECONDS)
         feed.open()
         reader = KafkaRecordReader(self._cluster, feed, self._topic, self._readers.discard)
         self._readers.add(reader)

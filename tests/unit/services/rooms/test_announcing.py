@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 
 from matrixcore.identifiers import RoomId
-from services.rooms.announcing import Pump
+from services.rooms.announcing import PAUSE_SECONDS, Pump
 from tessera.bus import BusUnavailable, RecordBus
 from tessera.clock import FakeClock
 from tessera.records import LogRecord, RecordKind
@@ -63,7 +63,7 @@ async def pump(bus: Bus, clock: FakeClock) -> AsyncIterator[Pump]:
 async def test_records_go_out_in_order(pump: Pump, bus: Bus, clock: FakeClock) -> None:
     for first in (1, 3, 5):
         pump.offer(0, records(0, first, first + 1))
-        await clock.advance(0)
+        await clock.advance(PAUSE_SECONDS)
     assert bus.taken == {0: [1, 2, 3, 4, 5, 6]}
     assert pump.announced(0) == 6
     assert pump.is_settled()
@@ -86,23 +86,23 @@ async def test_a_partition_that_waits_for_its_broker_keeps_no_other_waiting(
 ) -> None:
     bus.stuck[0] = asyncio.Event()
     pump.offer(0, records(0, 1, 1))
-    await clock.advance(0)
+    await clock.advance(PAUSE_SECONDS)
     pump.offer(2, records(2, 1, 2))
     pump.offer(0, records(0, 2, 2))
-    await clock.advance(0)
+    await clock.advance(PAUSE_SECONDS)
     assert bus.taken == {2: [1, 2]}
     bus.stuck[0].set()
-    await clock.advance(0)
+    await clock.advance(PAUSE_SECONDS)
     assert bus.taken == {2: [1, 2], 0: [1, 2]}
 
 
 async def test_a_dropped_partition_is_forgotten(pump: Pump, bus: Bus, clock: FakeClock) -> None:
     bus.stuck[0] = asyncio.Event()
     pump.offer(0, records(0, 1, 1))
-    await clock.advance(0)
+    await clock.advance(PAUSE_SECONDS)
     pump.drop_partition(0)
     bus.stuck[0].set()
-    await clock.advance(0)
+    await clock.advance(PAUSE_SECONDS)
     assert pump.is_settled()
     with pytest.raises(KeyError):
         pump.announced(0)
