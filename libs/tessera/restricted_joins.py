@@ -82,6 +82,17 @@ async def find_authoriser(shards: RoomShards, room: RoomRow, user_id: UserId, se
     raise CannotGrantJoin("Nobody in the room can grant the join")
 
 
+async def list_other_authorisers(shards: RoomShards, room: RoomRow, server_name: ServerName) -> list[UserId]:
+    """Joined users of other servers who have a level that lets them invite: their servers can vouch for a join."""
+    async with shards.of_room(room.room_id).reading() as tx:
+        state = await list_state_keys(tx, room.room_id, [_POWER_LEVELS, _CREATE])
+        named = [name for name in _named_users(state, room) if server_of(name) != server_name]
+        joined = await _joined_among(tx, room.room_id, named) if named else []
+    create = _load(state[_CREATE], room)
+    levels = PowerLevels.of(None if _POWER_LEVELS not in state else _load(state[_POWER_LEVELS], room), create)
+    return [user_id for user_id in dict.fromkeys(joined) if levels.may_invite(user_id)]
+
+
 async def may_join_restricted(shards: RoomShards, room: RoomRow, user_id: UserId) -> bool:
     """Whether the user is in a room whose members may join this one, as far as this server knows."""
     async with shards.of_room(room.room_id).reading() as tx:

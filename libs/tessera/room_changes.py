@@ -52,6 +52,11 @@ class OtherServers(Protocol):
     ) -> str | None:
         """Join a room; None if this server follows it by now."""
 
+    async def join_vouched_for(
+        self, session: Session, room_id: RoomId, authorisers: Sequence[UserId], content: Mapping[str, Any]
+    ) -> EventId:
+        """Join a room that this server follows, by a server whose user can vouch for the join."""
+
     async def knock(
         self, session: Session, room_id: RoomId, via: Sequence[ServerName], content: Mapping[str, Any]
     ) -> EventId:

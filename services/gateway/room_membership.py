@@ -14,7 +14,7 @@ from services.gateway.member_profiles import load_invitees, load_profile
 from services.gateway.room_changes import RoomChanges, Session
 from tessera.commands import NewEvent
 from tessera.http.errors import BadJson, Forbidden, InvalidParam, MatrixError, MissingParam, NotFound
-from tessera.restricted_joins import find_authoriser
+from tessera.restricted_joins import CannotGrantJoin, find_authoriser, list_other_authorisers
 from tessera.storage import user_log, user_rooms
 from tessera.storage.room_reads.rooms import RoomForReader, find_for_reader
 
@@ -59,7 +59,14 @@ async def join_room(
     if found.membership == "join" and not refresh:
         return None
     if found.membership not in ("join", "invite"):
-        authoriser = await find_authoriser(changes.shards, found.room, session.user_id, server_of(session.user_id))
+        own = server_of(session.user_id)
+        try:
+            authoriser = await find_authoriser(changes.shards, found.room, session.user_id, own)
+        except CannotGrantJoin:
+            others = await list_other_authorisers(changes.shards, found.room, own)
+            if changes.others is None or not others:
+                raise
+            return await changes.others.join_vouched_for(session, room_id, others, content)
         if authoriser is not None:
             content["join_authorised_via_users_server"] = authoriser
     return await changes.append(

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import structlog
 
-from matrixcore.events import Event
+from matrixcore.events import Event, load_event
 from matrixcore.identifiers import (
     EventId,
     InvalidIdentifier,
@@ -23,15 +23,16 @@ from matrixcore.identifiers import (
     parse_server_name,
     server_of,
 )
+from matrixcore.room_versions import ROOM_VERSIONS
 from services.gateway.room_changes import RoomChanges, Session
-from tessera.commands import NoteMembership
+from tessera.commands import AppendPdu, Draft, NewEvent, NoteMembership
 from tessera.federation.errors import PeerError, PeerRefused
-from tessera.federation.handshakes import Handshaker, client_error, knock_there, leave_there
+from tessera.federation.handshakes import Handshaker, client_error, have_join_signed, knock_there, leave_there
 from tessera.federation.inviting import invite_elsewhere
 from tessera.federation.joining import JoinUnderWay, RoomJoiner
 from tessera.http.errors import Forbidden, MatrixError, NotFound
 from tessera.storage import joins, user_rooms
-from tessera.storage.resident_rooms import list_joined_servers
+from tessera.storage.resident_rooms import find_tips, list_joined_servers
 from tessera.storage.user_rooms import UserRoom
 
 log = structlog.get_logger(__name__)
@@ -80,6 +81,36 @@ class RoomsElsewhere:
         except JoinUnderWay:
             await self._wait_for_others(room_id)
             return None
+
+    async def join_vouched_for(
+        self, session: Session, room_id: RoomId, authorisers: Sequence[UserId], content: Mapping[str, Any]
+    ) -> EventId:
+        """Join a restricted room that this server follows, where only users of other servers can vouch for it.
+
+        Raises:
+            MatrixError: none of their servers does.
+        """
+        troubles: list[PeerError] = []
+        by_server = {server_of(user_id): user_id for user_id in reversed(authorisers)}
+        for authoriser in list(by_server.values())[:MAX_SERVERS_ASKED]:
+            vouched = {**content, "join_authorised_via_users_server": authoriser}
+            new = NewEvent("m.room.member", session.user_id, vouched)
+            outcome = await self.changes.submit(room_id, session.user_id, Draft(new))
+            async with self.changes.shards.of_room(room_id).reading() as tx:
+                tips = await find_tips(tx, room_id, self.shaker.server_name)
+            if tips is None:
+                raise NotFound("This room is not known here")
+            rules = ROOM_VERSIONS[tips.room_version]
+            event = load_event(outcome.body, outcome.event_ids[0], rules, room_id=room_id)
+            try:
+                signed = await have_join_signed(self.shaker, server_of(authoriser), event)
+            except PeerError as trouble:
+                log.info("join not vouched for", room_id=room_id, reason=str(trouble))
+                troubles.append(trouble)
+                continue
+            await self.changes.submit(room_id, session.user_id, AppendPdu(signed.pdu, session.device_id))
+            return signed.event_id
+        raise client_error(troubles)
 
     async def knock(
         self, session: Session, room_id: RoomId, via: Sequence[ServerName], content: Mapping[str, Any]
@@ -139,8 +170,10 @@ class RoomsElsewhere:
             answer = await self.shaker.client.get(server_of(alias), path, {"room_alias": alias}, timeout_s=15.0)
             room_id = parse_room_id(answer.get("room_id"))
         except PeerRefused as refused:
+            log.info("alias not resolved", server=server_of(alias), reason=str(refused))
             raise NotFound(f"Room alias {alias} not found") from refused
         except (PeerError, InvalidIdentifier) as trouble:
+            log.info("alias not resolved", server=server_of(alias), reason=str(trouble))
             raise NotFound(f"Room alias {alias} not found: its server cannot be asked") from trouble
         named = answer.get("servers")
         servers = parse_servers(named if isinstance(named, list) else [], MAX_ALIAS_SERVERS)

@@ -23,6 +23,7 @@ TEMPLATE_SECONDS = 15.0
 SEND_SECONDS = 30.0
 MAX_TEMPLATE_BYTES = 256 << 10
 MAX_STRIPPED_EVENTS = 50
+MAX_JOIN_BYTES = 64 << 20  # of an answer without members, of which only the event is wanted
 EVENT_LOCALPART_LETTERS = 18
 _KEPT = ("auth_events", "prev_events", "depth", "room_id", "sender", "state_key", "type")
 # What a client is told of a peer's refusal; everything else is our trouble with the peer.
@@ -133,6 +134,24 @@ async def knock_there(
     path = endpoint("/_matrix/federation/v1/send_knock/{}/{}", room_id, event.event_id)
     answer = await shaker.client.put(server, path, event.pdu, timeout_s=SEND_SECONDS)
     return event, stripped_events(answer.get("knock_room_state"))
+
+
+async def have_join_signed(shaker: Handshaker, server: ServerName, event: Event) -> Event:
+    """Have the server of whoever vouches for a join take it and sign it; the event with its signature.
+
+    Raises:
+        PeerError
+    """
+    path = endpoint("/_matrix/federation/v2/send_join/{}/{}", event.room_id, event.event_id)
+    answer = await shaker.client.put(
+        server, path, event.pdu, {"omit_members": "true"}, timeout_s=SEND_SECONDS, max_bytes=MAX_JOIN_BYTES
+    )
+    signatures = _mapping(_mapping(answer.get("event")).get("signatures"))
+    signed = with_signatures_of(event, server, _mapping(signatures.get(server)))
+    (wrong,) = await shaker.keyring.verify_events([signed], signed.rules)
+    if wrong is not None:
+        raise PeerAnsweredBadly(f"the join is not signed by {server}: {wrong}")
+    return signed
 
 
 async def invite_there(shaker: Handshaker, event: Event, room_state: Sequence[Mapping[str, Any]]) -> Event:
