@@ -29,7 +29,7 @@ KINDS_BY_KEY: Final[Mapping[str, SearchKind]] = {
 def searched_text(event_type: str, content: Mapping[str, Any]) -> str | None:
     """The text of an event by which it is found; None if it has none.
 
-    What PostgreSQL cannot store (NUL) becomes a space.
+    In small letters; what PostgreSQL cannot store (NUL) becomes a space.
     """
     match SEARCHED_TYPES.get(event_type):
         case SearchKind.BODY:
@@ -41,7 +41,8 @@ def searched_text(event_type: str, content: Mapping[str, Any]) -> str | None:
         case _:
             return None
     found = dict.fromkeys(text for text in texts if isinstance(text, str) and text.strip())
-    return " ".join(found).replace("\0", " ") or None
+    # PostgreSQL's own lower() knows ASCII only where its locale is C.
+    return " ".join(found).replace("\0", " ").lower() or None
 
 
 def _plain_topic(block: object) -> object:

@@ -21,6 +21,7 @@ from services.gateway import (
     list_joined_rooms,
     list_public_rooms,
     message_pagination,
+    mutual_rooms,
     notifications,
     peeking_events,
     read_markers,
@@ -56,6 +57,7 @@ _MODULES = (
 # Newer endpoints have a version of their own; clients knew them under the second prefix before.
 _V1_PREFIXES = ("/_matrix/client/v1", "/_matrix/client/unstable")
 _SUMMARY_PREFIX = "/_matrix/client/unstable/im.nheko.summary"
+_MUTUAL_PREFIX = "/_matrix/client/unstable/uk.half-shot.msc2666"
 
 
 def room_routers() -> list[APIRouter]:
@@ -64,6 +66,8 @@ def room_routers() -> list[APIRouter]:
         _under(relations.router, _V1_PREFIXES),
         _under(room_event_by_timestamp.router, _V1_PREFIXES[:1]),
         _under(threads_list.router, _V1_PREFIXES[:1]),
+        _under(mutual_rooms.router, _V1_PREFIXES[:1]),
+        _under(mutual_rooms.unstable_router, [_MUTUAL_PREFIX]),
         _under(room_summary.router, _V1_PREFIXES[:1]),
         _under(room_summary.unstable_router, [_SUMMARY_PREFIX]),
         _under(space_hierarchy.router, _V1_PREFIXES[:1]),

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from matrixcore.identifiers import EventId, RoomId, fits_in_bytes
-from matrixcore.relations import annotation_identity
+from matrixcore.relations import annotation_identity, parse_relation, thread_root
 from services.gateway.delayed_events import delay_of, schedule
 from services.gateway.dependencies import gateway_of
 from services.gateway.path_identifiers import room_id_of
@@ -20,7 +20,7 @@ from tessera.commands import NewEvent
 from tessera.http.bodies import read_json_object
 from tessera.http.errors import InvalidParam, MatrixError
 from tessera.http.replies import json_reply
-from tessera.storage.room_reads.relations import find_annotation
+from tessera.storage.room_reads.relations import find_annotation, find_rel_type
 
 
 async def send_message(request: Request) -> Response:
@@ -80,12 +80,24 @@ async def send_redaction(
     return event_id
 
 
+async def _check_thread(changes: RoomChanges, room_id: RoomId, content: dict[str, Any]) -> None:
+    """Refuse to start a thread at an event that relates to another. Spec: §Validation of m.thread relationships."""
+    root = thread_root(parse_relation(content))
+    if root is None:
+        return
+    async with changes.shards.of_room(room_id).reading() as tx:
+        rel_type = await find_rel_type(tx, room_id, root)
+    if rel_type is not None:
+        raise MatrixError("A thread cannot begin at an event that relates to another", errcode="M_UNKNOWN", status=400)
+
+
 async def _check_annotation(
     changes: RoomChanges, session: Session, room_id: RoomId, event_type: str, content: dict[str, Any], txn_id: str
 ) -> None:
     """Refuse the same annotation twice, but not the same request. Spec: §Avoiding duplicate annotations."""
     identity = annotation_identity(event_type, content)
     if identity is None:
+        await _check_thread(changes, room_id, content)
         return
     target, _, key = identity
     async with changes.shards.of_room(room_id).reading() as tx:

@@ -150,13 +150,13 @@ def parse_term(term: str) -> tuple[str, list[str]]:
     """
     parts: list[str] = []
     words: list[str] = []
-    for phrase, word in _TERM.findall(term.replace("\0", " "))[:MAX_WORDS]:
+    for phrase, word in _TERM.findall(term.replace("\0", " ").lower())[:MAX_WORDS]:
         text = (phrase or word).strip()
         if not text:
             continue
         escaped = text.replace("\\", "\\\\").replace("'", "''")
         parts.append(f"'{escaped}'" if phrase else f"'{escaped}':*")
-        words += re.findall(r"\w+", text.lower())
+        words += re.findall(r"\w+", text)
     return " & ".join(parts), list(dict.fromkeys(words))
 
 

@@ -210,3 +210,11 @@ async def test_bundles_take_the_same_statements_for_few_and_many(
             await alice.get(f"/rooms/{ROOM}/messages", dir="b", limit=100)
         counts.append(count.statements)
     assert counts[0] == counts[1] <= 7
+
+
+async def test_no_thread_begins_at_an_event_that_relates_to_another(alice: Client, room: SeededRoom) -> None:
+    root = await room.message(ALICE, "root")
+    child = await room.message(ALICE, "child", **to(root, "m.reference"))
+    body = {"msgtype": "m.text", "body": "x", **to(child, "m.thread")}
+    refusal = await alice.refused("PUT", f"/rooms/{ROOM}/send/m.room.message/1", body)
+    assert refusal == (400, "M_UNKNOWN")

@@ -73,6 +73,9 @@ async def test_words_phrases_and_beginnings_are_found(
     assert "next_batch" not in found
     assert found["results"][0]["rank"] > 0
     assert found["results"][0]["result"]["room_id"] == ROOM
+    await room.message(ALICE, "ÄPFEL und Öl")
+    await index()
+    assert bodies(await find(alice, "äpfel ÖL")) == ["ÄPFEL und Öl"]
     assert bodies(await find(alice, '"quick brown"')) == ["The quick brown fox"]
     assert bodies(await find(alice, "fox", order_by="recent")) == ["foxes and hens", "The quick brown fox"]
     for term in ("wolf", "", "'", "\\", "!!! & | <-> :*", '"'):

@@ -114,6 +114,8 @@ _PARTICIPATED = _THREAD_ROOTS.format(
           AND reply.sender = $4 AND reply.anchor IS NOT NULL AND reply.redacted_by IS NULL))"""
 )
 
+_REL_TYPE = "SELECT rel_type FROM rooms.events WHERE room_id = $1 AND event_id = $2"
+
 _ANNOTATION_SENT = """
 SELECT sender_device, txn_id FROM rooms.events
 WHERE room_id = $1 AND relates_to = $2 AND rel_type = 'm.annotation' AND type = $3 AND sender = $4
@@ -244,6 +246,12 @@ async def list_thread_roots(
     else:
         rows = await tx.fetch(_PARTICIPATED, room_id, up_to.anchor, limit, participant)
     return [(row[0], EventRow(*row[1:])) for row in rows]
+
+
+async def find_rel_type(tx: Transaction, room_id: RoomId, event_id: EventId) -> str | None:
+    """How the event itself relates to another; None if it does not, or is not known here."""
+    rel_type: str | None = await tx.fetchval(_REL_TYPE, room_id, event_id)
+    return rel_type
 
 
 async def find_annotation(
