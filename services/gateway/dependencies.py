@@ -27,6 +27,7 @@ from services.gateway.uia import UserInteractiveAuth
 from tessera.clock import Clock
 from tessera.config import Settings
 from tessera.fanout import Fanout
+from tessera.federation.backfilling import Backfiller
 from tessera.federation.client import FederationClient
 from tessera.http.limits import RateLimits
 from tessera.ids import IdSource
@@ -55,6 +56,7 @@ class GatewayDeps:
         claims: names that may not be registered, since application services own them.
         receipts: its `run` belongs to the process's TaskGroup.
         peers: asks other servers; None where a test has none.
+        backfiller: fetches history from them; None as before.
     """
 
     settings: Settings
@@ -83,6 +85,7 @@ class GatewayDeps:
     profile_lookups: GatheredLookups[UserId, Profile]
     elsewhere: RoomsElsewhere | None = None
     peers: FederationClient | None = None
+    backfiller: Backfiller | None = None
 
     @property
     def remote_keys(self) -> RemoteKeys | None:

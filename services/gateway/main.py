@@ -15,6 +15,8 @@ from services.gateway import (
 from services.gateway.app import build_gateway, gateway_routers, gateway_routes
 from services.gateway.passwords import Passwords
 from services.gateway.rooms_elsewhere import RoomsElsewhere
+from tessera.federation.backfilling import Backfiller
+from tessera.federation.event_fetching import EventFetcher
 from tessera.federation.handshakes import Handshaker
 from tessera.federation.joining import RoomJoiner
 from tessera.room_commands import RoomCommands
@@ -48,8 +50,19 @@ async def open_gateway(around: Surroundings) -> AsyncIterator[Service]:
             gateway.server_name, around.signing_key, around.federation.client, around.federation.keyring, around.ids
         )
         joiner = RoomJoiner(gateway.rooms, shaker, f"{around.name}/{around.ids.token()}")
+        backfiller = Backfiller(
+            gateway.server_name,
+            around.shards,
+            EventFetcher(around.federation.client, around.federation.keyring),
+            commands,
+            around.clock,
+            around.ids,
+        )
         gateway = replace(
-            gateway, elsewhere=RoomsElsewhere(gateway.rooms, shaker, joiner), peers=around.federation.client
+            gateway,
+            elsewhere=RoomsElsewhere(gateway.rooms, shaker, joiner),
+            peers=around.federation.client,
+            backfiller=backfiller,
         )
     await commands.start()
     try:
@@ -75,6 +88,8 @@ async def open_gateway(around: Surroundings) -> AsyncIterator[Service]:
         )
         await gateway.receipts.flush()
     finally:
+        if gateway.backfiller is not None:
+            await gateway.backfiller.close()
         await commands.stop()
         passwords.close()
         await gateway.calls.close()

@@ -34,7 +34,7 @@ from tessera.http.errors import InvalidParam, MissingParam
 from tessera.http.replies import json_reply
 from tessera.records import OrderKey
 from tessera.storage.database import Transaction
-from tessera.storage.room_reads.events import EventRow
+from tessera.storage.room_reads.events import LOWEST, EventRow
 from tessera.storage.room_reads.member_pages import MemberPage, find_member_page
 
 DEFAULT_LIMIT = 10
@@ -85,11 +85,9 @@ async def list_messages(
     end = point_of(stop, "to", partition)
     after, up_to = (end, begin) if backwards else (begin, end)
     asked = _Asked(page_filter, after, up_to, backwards, limit)
-    read = await _read_as_member(gateway, room_id, requester.user_id, asked)
-    if read is None:
-        view = await require_view(gateway.shards, gateway.accounts, room_id, requester.user_id)
-        async with gateway.shards.of_room(room_id).reading() as tx:
-            read = await _read(tx, view, asked)
+    read = await _read_for(gateway, room_id, requester.user_id, asked)
+    if await _extend(gateway, read, asked):
+        read = await _read_for(gateway, room_id, requester.user_id, asked)
     view, page, members, bundled = read
     chunk = await serve_page(
         gateway.shards,
@@ -125,6 +123,23 @@ class _Read(NamedTuple):
     page: Page
     members: list[EventRow]
     bundled: bool
+
+
+async def _read_for(gateway: GatewayDeps, room_id: RoomId, user_id: UserId, asked: _Asked) -> _Read:
+    read = await _read_as_member(gateway, room_id, user_id, asked)
+    if read is not None:
+        return read
+    view = await require_view(gateway.shards, gateway.accounts, room_id, user_id)
+    async with gateway.shards.of_room(room_id).reading() as tx:
+        return await _read(tx, view, asked)
+
+
+async def _extend(gateway: GatewayDeps, read: _Read, asked: _Asked) -> bool:
+    """Fetch more history from other servers where the page comes to the end of what is here; whether there is more."""
+    if not asked.backwards or gateway.backfiller is None or read.view.history.current is not Membership.JOIN:
+        return False
+    low = max(read.page.end or LOWEST, asked.after or LOWEST)
+    return await gateway.backfiller.extend(read.view.room.room_id, low, asked.up_to or read.view.head)
 
 
 async def _read_as_member(gateway: GatewayDeps, room_id: RoomId, user_id: UserId, asked: _Asked) -> _Read | None:

@@ -5,21 +5,23 @@ from typing import Annotated, Literal
 from fastapi import Query
 from starlette.responses import Response
 
-from matrixcore.visibility import Sight
+from matrixcore.visibility import Membership, Sight
 from services.gateway.dependencies import GatewayDep
 from services.gateway.path_identifiers import room_id_of
 from services.gateway.room_access import RoomView, require_view
 from services.gateway.routing import CurrentRequester, client_router
+from tessera.federation.backfilling import Backfiller
 from tessera.http.errors import NotFound
 from tessera.http.replies import json_reply
 from tessera.room_visibility import sight_of
-from tessera.storage.room_reads.events import TimedEvent, list_by_time, list_events
+from tessera.storage.room_reads.events import HIGHEST, LOWEST, TimedEvent, list_by_time, list_events
 from tessera.storage.shards import RoomShards
 
 router = client_router()
 
 PAGES = (20, 200, 2_000)  # the nearest events, of which the first visible one is taken; then no more are looked at
 MAX_TS = (1 << 63) - 1
+MAX_FETCHES = 5  # of history from other servers, for one answer
 
 
 @router.get("/rooms/{room_id}/timestamp_to_event")
@@ -34,7 +36,10 @@ async def get_event_by_timestamp(
     room = room_id_of(room_id)
     view = await require_view(gateway.shards, gateway.accounts, room, requester.user_id)
     wanted = max(-MAX_TS, min(ts, MAX_TS))
-    found = await find_visible(gateway.shards, view, wanted, backwards=direction == "b")
+    backwards = direction == "b"
+    found = await find_visible(gateway.shards, view, wanted, backwards=backwards)
+    if gateway.backfiller is not None and view.history.current is Membership.JOIN:
+        found = await _find_elsewhere(gateway.shards, gateway.backfiller, view, wanted, found, backwards=backwards)
     if found is None:
         raise NotFound("Unable to find an event in this direction")
     return json_reply({"event_id": found.event_id, "origin_server_ts": found.origin_server_ts})
@@ -55,3 +60,22 @@ async def find_visible(shards: RoomShards, view: RoomView, ts: int, *, backwards
                 return None
             ts, behind = nearest[-1].origin_server_ts, nearest[-1].order
     return None
+
+
+async def _find_elsewhere(
+    shards: RoomShards, backfiller: Backfiller, view: RoomView, ts: int, found: TimedEvent | None, *, backwards: bool
+) -> TimedEvent | None:
+    """Where the history here breaks off, ask the room's servers; what is nearer there is fetched, with all above it."""
+    room_id = view.room.room_id
+    if not await backfiller.is_broken(room_id):
+        return found
+    nearest = await backfiller.nearest_elsewhere(room_id, ts, backwards=backwards)
+    if nearest is None or (found is not None and abs(found.origin_server_ts - ts) <= abs(nearest[1] - ts)):
+        return found
+    for _ in range(MAX_FETCHES):
+        if not await backfiller.extend(room_id, LOWEST, HIGHEST):
+            break
+        async with shards.of_room(room_id).reading() as tx:
+            if await list_events(tx, room_id, [nearest[0]]):
+                break
+    return await find_visible(shards, view, ts, backwards=backwards)

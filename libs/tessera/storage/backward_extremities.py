@@ -19,6 +19,7 @@ SELECT event_id, anchor, sub FROM rooms.backward_extremities
 WHERE room_id = $1 AND (anchor, sub) >= ($2, $3) AND (anchor, sub) <= ($4, $5)
 ORDER BY anchor DESC, sub DESC LIMIT $6
 """
+_HAS_ANY = "SELECT EXISTS (SELECT FROM rooms.backward_extremities WHERE room_id = $1)"
 _LOWEST_SUBS = """
 SELECT wanted.anchor, coalesce(min(e.sub), 0) FROM unnest($2::bigint[]) AS wanted (anchor)
 LEFT JOIN rooms.events e ON e.room_id = $1 AND e.anchor = wanted.anchor
@@ -38,6 +39,11 @@ async def list_between(
     """Those in a stretch of the room's order, both ends included, the newest first."""
     rows = await tx.fetch(_FIND_BELOW, room_id, *low, *high, limit)
     return {EventId(row[0]): OrderKey(row[1], row[2]) for row in rows}
+
+
+async def has_any(tx: Transaction, room_id: RoomId) -> bool:
+    """Whether the room's history breaks off anywhere."""
+    return bool(await tx.fetchval(_HAS_ANY, room_id))
 
 
 async def find_lowest_subs(tx: Transaction, room_id: RoomId, anchors: Sequence[int]) -> dict[int, int]:

@@ -56,6 +56,7 @@ def gateway(accounts: Database, shards: RoomShards, clock: FakeClock) -> SimpleN
         receipts=ReceiptBatches(changes),
         rooms=changes,
         room_maker=RoomMaker(changes, SERVER, KEY),
+        backfiller=None,
     )
 
 

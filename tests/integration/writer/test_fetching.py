@@ -1,16 +1,15 @@
 """What PDUs wait for is fetched: history, states above a gap, auth events, from whoever has them."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
-from urllib.parse import unquote
 
 import pytest
 from peer_world import PeerWorld, know_keys, peer_world, resigned
 from remote_room import DORA, THERE, RemoteRoom, remote_room
+from resident_server import Resident
 from writer_world import ALICE, World
 
-from matrixcore.events import Event
-from matrixcore.identifiers import EventId, ServerName, UserId
+from matrixcore.identifiers import ServerName, UserId
 from matrixcore.signing import SigningKey
 from tessera.commands import Append, NewEvent
 from tessera.storage.database import Database
@@ -27,66 +26,6 @@ async def peer(world: World, accounts: Database) -> AsyncIterator[PeerWorld]:
 @pytest.fixture(params=["1", "11", "12"])
 async def room(request: pytest.FixtureRequest, peer: PeerWorld) -> RemoteRoom:
     return await remote_room(peer.world, request.param)
-
-
-def fields(events: Sequence[Event]) -> list[Mapping[str, Any]]:
-    return [dict(event.fields) for event in events]
-
-
-class Resident:
-    """A server that has all of a room, and answers as one does."""
-
-    def __init__(self, peer: PeerWorld, room: RemoteRoom, server: ServerName = THERE, history: int = 20) -> None:
-        self.room = room
-        self.history = history
-        answers: dict[str, Any] = {
-            "get_missing_events": self.missing,
-            "state_ids": self.state_ids,
-            "state": self.state,
-            "event_auth": self.event_auth,
-            "event": self.event,
-        }
-        for name, answer in answers.items():
-            peer.peers.answers[server, name + "/"] = answer
-
-    def missing(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        found: dict[EventId, Event] = {}
-        queue = list(body["latest_events"])
-        while queue and len(found) < min(self.history, body["limit"]):
-            for prev in self.room.events[queue.pop(0)].prev_events:
-                if prev not in found and prev not in body["earliest_events"]:
-                    found[prev] = self.room.events[prev]
-                    queue.append(prev)
-        return {"events": fields(list(found.values())[::-1])}
-
-    def state_ids(self, query: Mapping[str, Any]) -> dict[str, Any]:
-        state = list(self.room.before(self.room.events[query["event_id"]].prev_events).values())
-        return {"pdu_ids": state, "auth_chain_ids": self.chain(state)}
-
-    def state(self, query: Mapping[str, Any]) -> dict[str, Any]:
-        ids = self.state_ids(query)
-        return {
-            "pdus": fields([self.room.events[e] for e in ids["pdu_ids"]]),
-            "auth_chain": fields([self.room.events[e] for e in ids["auth_chain_ids"]]),
-        }
-
-    def event_auth(self, query: Mapping[str, Any]) -> dict[str, Any]:
-        event_id = EventId(unquote(query["path"].rpartition("/")[2]))
-        return {"auth_chain": fields([self.room.events[e] for e in self.chain([event_id])])}
-
-    def event(self, query: Mapping[str, Any]) -> dict[str, Any]:
-        event_id = EventId(unquote(query["path"].rpartition("/")[2]))
-        return {"origin": THERE, "origin_server_ts": 1, "pdus": fields([self.room.events[event_id]])}
-
-    def chain(self, event_ids: Sequence[EventId]) -> list[EventId]:
-        chain: dict[EventId, None] = {}
-        queue = list(event_ids)
-        while queue:
-            for cited in self.room.events[queue.pop()].auth_events:
-                if cited not in chain:
-                    chain[cited] = None
-                    queue.append(cited)
-        return list(chain)
 
 
 async def test_a_gap_is_filled_with_what_was_missed(peer: PeerWorld, room: RemoteRoom) -> None:
