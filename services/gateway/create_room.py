@@ -12,6 +12,7 @@ from services.gateway.optional_body import OptionalJsonObject
 from services.gateway.room_access import refuse_guest
 from services.gateway.room_changes import session_of
 from services.gateway.routing import CurrentRequester, client_router
+from services.gateway.third_party_invites import invite_addresses, parse_address_invites
 from tessera.http.errors import BadJson, InvalidParam, MatrixError, UnsupportedRoomVersion
 from tessera.http.replies import json_reply
 
@@ -23,6 +24,8 @@ async def create_room(body: OptionalJsonObject, requester: CurrentRequester, gat
     """Make a room with everything that the request asks for, or nothing."""
     refuse_guest(requester)
     gateway.limits.check("rc_room_creation", requester.user_id)
+    addresses = parse_address_invites(gateway, body)
+    body = {**body, "invite_3pid": None}
     rules = _rules_of(body, gateway.settings.default_room_version)
     try:
         room = parse_new_room(body, requester.user_id, rules, _alias_of(body, gateway.server_name))
@@ -30,6 +33,7 @@ async def create_room(body: OptionalJsonObject, requester: CurrentRequester, gat
             gateway.limits.check("rc_invites.per_issuer", requester.user_id, count=len(room.invitees))
         session = session_of(requester)
         room_id = await gateway.room_maker.create(session, room)
+        await invite_addresses(gateway, session, room_id, addresses)
     except InvalidRoomRequest as error:
         status = 403 if error.errcode == "M_THREEPID_DENIED" else 400
         raise MatrixError(str(error), errcode=error.errcode, status=status) from error

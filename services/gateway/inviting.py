@@ -1,4 +1,4 @@
-"""Inviting users by their ID. Spec: C-S API §Room membership; invites by e-mail are refused."""
+"""Inviting users by their ID or their e-mail address. Spec: C-S API §Room membership, §Third-party invites."""
 
 from starlette.responses import Response
 
@@ -8,7 +8,7 @@ from services.gateway.room_access import refuse_guest
 from services.gateway.room_changes import session_of
 from services.gateway.room_membership import invite_user, reason_of, target_of
 from services.gateway.routing import CurrentRequester, JsonObject, client_router
-from tessera.http.errors import MatrixError
+from services.gateway.third_party_invites import invite_address, names_address, parse_address_invite
 from tessera.http.replies import json_reply
 
 router = client_router()
@@ -16,13 +16,13 @@ router = client_router()
 
 @router.post("/rooms/{room_id}/invite")
 async def invite(room_id: str, body: JsonObject, requester: CurrentRequester, gateway: GatewayDep) -> Response:
-    """Invite a user."""
+    """Invite a user, or whoever an address belongs to."""
     refuse_guest(requester)
-    if "user_id" not in body and "medium" in body:
-        raise MatrixError(
-            "This server does not invite by e-mail or telephone number", errcode="M_THREEPID_DENIED", status=403
-        )
     room = room_id_of(room_id)
+    if names_address(body):
+        address = parse_address_invite(gateway, body)
+        await invite_address(gateway, session_of(requester), room, address, reason_of(body))
+        return json_reply({})
     target = target_of(body)
     gateway.limits.check("rc_invites.per_issuer", requester.user_id)
     gateway.limits.check("rc_invites.per_room", room)

@@ -32,7 +32,6 @@ WITHOUT_EFFECT = frozenset(
         "pid_file",
         "tessera.services.listeners.resources.compress",
         "rc_joins.remote",
-        "rc_third_party_invite",
         "redaction_retention_period",
         "user_directory.exclude_remote_users",
         "user_directory.prefer_local_users",

@@ -3,6 +3,7 @@
 Bounded in time and size; no redirects. Addresses that users choose go through the address guard.
 """
 
+import ssl
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -26,10 +27,12 @@ class JsonCaller:
 
     Args:
         guard: refuses addresses of inner networks; None where the operator named the URL.
+        tls: who is trusted; the system's authorities unless it is given.
     """
 
-    def __init__(self, guard: AddressGuard | None) -> None:
+    def __init__(self, guard: AddressGuard | None, *, tls: ssl.SSLContext | None = None) -> None:
         self._guard = guard
+        self._tls = tls
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -89,6 +92,7 @@ class JsonCaller:
             guard = self._guard
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
+                    ssl=self._tls or True,
                     limit=CONNECTIONS,
                     force_close=True,
                     use_dns_cache=False,
