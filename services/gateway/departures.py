@@ -18,6 +18,7 @@ from services.gateway.room_changes import RoomChanges
 from tessera.clock import Clock
 from tessera.commands import Append, NewEvent
 from tessera.http.errors import MatrixError
+from tessera.room_changes import OtherServers
 from tessera.storage import departures
 from tessera.storage.database import DatabaseUnavailable
 from tessera.storage.departures import Departure, RoomToLeave
@@ -99,7 +100,20 @@ async def leave_room_once(
     except MatrixError as error:
         if error.status == 503:
             return error
+        if error.errcode == "M_NOT_FOUND" and changes.others is not None:
+            return await _leave_elsewhere(changes.others, user_id, room_id)
         # Banned meanwhile, or a room that is not here: nothing can be left there.
+        log.info("room not left", room_id=room_id, errcode=error.errcode)
+    return None
+
+
+async def _leave_elsewhere(others: OtherServers, user_id: UserId, room_id: RoomId) -> MatrixError | None:
+    """Reject an invite, or take back a knock, of a room that this server does not follow."""
+    try:
+        await others.leave(user_id, room_id, {"membership": "leave"})
+    except MatrixError as error:
+        if error.status == 503:
+            return error
         log.info("room not left", room_id=room_id, errcode=error.errcode)
     return None
 

@@ -60,7 +60,7 @@ async def open_gateway(around: Surroundings) -> AsyncIterator[Service]:
         )
         gateway = replace(
             gateway,
-            elsewhere=RoomsElsewhere(gateway.rooms, shaker, joiner),
+            elsewhere=RoomsElsewhere(gateway.rooms, shaker, joiner, around.limits),
             peers=around.federation.client,
             backfiller=backfiller,
         )

@@ -31,6 +31,7 @@ from tessera.federation.handshakes import Handshaker, client_error, have_join_si
 from tessera.federation.inviting import invite_elsewhere
 from tessera.federation.joining import JoinUnderWay, RoomJoiner
 from tessera.http.errors import Forbidden, MatrixError, NotFound
+from tessera.http.limits import RateLimits
 from tessera.storage import joins, user_rooms
 from tessera.storage.resident_rooms import find_tips, list_joined_servers
 from tessera.storage.user_rooms import UserRoom
@@ -56,11 +57,16 @@ class ElsewhereAlias:
 
 @dataclass(frozen=True, slots=True)
 class RoomsElsewhere:
-    """What the gateway does by other servers."""
+    """What the gateway does by other servers.
+
+    Attributes:
+        limits: of joins; None where nobody counts them.
+    """
 
     changes: RoomChanges
     shaker: Handshaker
     joiner: RoomJoiner
+    limits: RateLimits | None = None
 
     async def join(
         self, session: Session, room_id: RoomId, via: Sequence[ServerName], content: Mapping[str, Any]
@@ -76,6 +82,8 @@ class RoomsElsewhere:
         servers = await self._servers_of(session.user_id, room_id, via)
         if not servers:
             raise NotFound("This room is not known here, and no server was named that knows it")
+        if self.limits is not None:
+            self.limits.check("rc_joins.remote", session.user_id)
         try:
             return await self.joiner.join(session.user_id, room_id, servers, content)
         except JoinUnderWay:
