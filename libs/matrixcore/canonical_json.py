@@ -166,6 +166,15 @@ def parse_exact_json(body: bytes) -> Any:
         raise NotJson(str(error)) from None
 
 
+def recode_canonical_json(body: bytes, value: Any) -> bytes:
+    """The canonical bytes of a JSON text and of what `parse_exact_json` has made of it; any number may stand there.
+
+    Raises:
+        BadJson: a lone surrogate.
+    """
+    return encode_canonical_json(value, strict=_UNUSUAL_NUMBER.search(body) is None)
+
+
 def _has_nul(value: Any) -> bool:
     """Whether any string has a NUL. The escape in the bytes alone proves nothing: `\\\\u0000` is a backslash."""
     stack = [value]

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from fastapi import Depends
 from starlette.requests import Request
 
-from matrixcore.canonical_json import InvalidJson, parse_exact_json
+from matrixcore.canonical_json import InvalidJson, encode_canonical_json, parse_exact_json, recode_canonical_json
 from matrixcore.identifiers import ServerName
 from tessera.clock import Clock
 from tessera.federation.authorization_header import (
@@ -25,13 +25,13 @@ from tessera.federation.authorization_header import (
 )
 from tessera.federation.errors import BadSignature, KeyNotFound
 from tessera.federation.keyring import Keyring
-from tessera.federation.peer_limits import PeerLimits
+from tessera.federation.peer_limits import PeerLimits, UnprovenBodies
 from tessera.federation.policy import FederationPolicy
-from tessera.http.bodies import read_body
+from tessera.http.bodies import declared_length, read_body
 from tessera.http.errors import BadJson, Forbidden, MatrixError, NotJson
 
 # A transaction may hold 50 PDUs of 64 KiB each and 100 EDUs; a state of send_join comes in answers only.
-MAX_BODY_BYTES = 16 << 20
+MAX_BODY_BYTES = 10 << 20
 _WITH_BODY = frozenset({"PUT", "POST"})
 
 
@@ -68,6 +68,7 @@ class PeerAuthenticator:
         self._policy = policy
         self._limits = limits
         self._clock = clock
+        self._bodies = UnprovenBodies()
 
     @asynccontextmanager
     async def admitted(self, request: Request, *, is_limited: bool = True) -> AsyncIterator[Peer]:
@@ -85,28 +86,33 @@ class PeerAuthenticator:
             raise Unauthorized("The request is for another server")
         if not self._policy.allows(said.origin):
             raise Forbidden("This server does not federate with yours")
-        if not is_limited:
-            yield await self._verified(request, said)
-            return
-        async with self._limits.slot(said.origin):
-            yield await self._verified(request, said)
+        address = "" if request.client is None else request.client.host
+        length = declared_length(request) if request.method in _WITH_BODY else 0
+        with self._bodies.slot(address, length):
+            # Proven first: a stranger must not use up what a peer may ask.
+            peer = await self._verified(request, said)
+            if not is_limited:
+                yield peer
+                return
+            async with self._limits.slot(said.origin):
+                yield peer
 
     async def _verified(self, request: Request, said: Authorization) -> Peer:
         body = await read_body(request, MAX_BODY_BYTES)
         content = _parsed(body) if body else None
-        signed: dict[str, Any] = {
-            "method": request.method,
-            "uri": _target_of(request),
-            "origin": said.origin,
-            "destination": self._server_name,
-            "signatures": {said.origin: {said.key_id: said.signature}},
-        }
-        if said.destination is None:
-            del signed["destination"]
-        if content is not None:
-            signed["content"] = content
+        named = {"method": request.method, "origin": said.origin, "uri": _target_of(request)}
+        if said.destination is not None:
+            named["destination"] = said.destination
         try:
-            await self._keyring.verify_json(said.origin, signed, valid_at_ms=self._clock.now_ms(), is_request=True)
+            message = encode_canonical_json(named)
+            if content is not None:  # "content" comes first in canonical order
+                message = b'{"content":' + recode_canonical_json(body, content) + b"," + message[1:]
+        except InvalidJson as error:
+            raise BadJson(str(error)) from None
+        try:
+            await self._keyring.verify_request(
+                said.origin, message, said.key_id, said.signature, now_ms=self._clock.now_ms()
+            )
         except (BadSignature, KeyNotFound) as error:
             raise Unauthorized(f"The signature proves nothing: {error}") from None
         return Peer(said.origin, content or {}, body)

@@ -29,6 +29,7 @@ MAX_NOTARY_BYTES = 4 << 20
 FETCH_SECONDS = 12.0
 NOTARY_SECONDS = 20.0
 MAX_AT_ONCE = 50
+MAX_UNDER_WAY = 2_000
 MAX_SERVERS = 20_000  # that it is remembered of when they were asked
 NOTARY_BATCH = 200  # servers in one question
 # A server that has just answered, or not answered, is left alone for a while, the longer the more often it failed.
@@ -96,7 +97,8 @@ class KeyFetcher:
         self._asked: BoundedCache[ServerName, _Asked] = BoundedCache(MAX_SERVERS)
         self._asked_notaries: BoundedCache[tuple[ServerName, ServerName], float] = BoundedCache(MAX_SERVERS)
         self._under_way: dict[ServerName, asyncio.Task[_Fetched | None]] = {}
-        self._slots = asyncio.Semaphore(MAX_AT_ONCE)
+        # Anybody can claim to be any server: what requests make us ask for must not keep events waiting for their keys.
+        self._slots = {is_request: asyncio.Semaphore(MAX_AT_ONCE) for is_request in (False, True)}
 
     async def fetch(self, needs: KeyNeeds, known: KeysOf, *, is_request: bool = False) -> Found:
         """The keys that could be had; what failed is missing.
@@ -106,7 +108,7 @@ class KeyFetcher:
             is_request: the servers wait for our answer, so they are asked though they were not there just now.
         """
         servers = [server for server in needs if self._may_ask(server, is_request=is_request)]
-        answers = await asyncio.gather(*(self._ask_once(server) for server in servers))
+        answers = await asyncio.gather(*(self._ask_once(server, is_request=is_request) for server in servers))
         fetched = {server: one for server, one in zip(servers, answers, strict=True) if one is not None}
         # Somebody may have asked between a caller's look at the account store and this one.
         found: Found = {s: dict(asked.keys) for s in needs if (asked := self._asked.get(s)) is not None and asked.keys}
@@ -126,7 +128,7 @@ class KeyFetcher:
         """The document of a server as it is now, for those to whom we are a notary; None if it cannot be had."""
         if not self._may_ask(server, is_request=False):
             return None
-        one = await self._ask_once(server)
+        one = await self._ask_once(server, is_request=True)
         if one is None:
             return None
         await self._keep({server: dict(one.document.keys)}, {server: one})
@@ -141,18 +143,20 @@ class KeyFetcher:
             again_at = min(again_at, asked.asked_at + REQUEST_AGAIN_SECONDS)
         return self._clock.monotonic() >= again_at
 
-    async def _ask_once(self, server: ServerName) -> _Fetched | None:
-        """The server's answer, shared by all who want it at the same time."""
+    async def _ask_once(self, server: ServerName, *, is_request: bool) -> _Fetched | None:
+        """The server's answer, shared by all who want it at the same time; None also if too many are asked."""
         task = self._under_way.get(server)
         if task is None:
-            task = asyncio.create_task(self._ask(server))
+            if len(self._under_way) >= MAX_UNDER_WAY:
+                return None
+            task = asyncio.create_task(self._ask(server, self._slots[is_request]))
             self._under_way[server] = task
             task.add_done_callback(lambda _: self._under_way.pop(server, None))
         return await asyncio.shield(task)
 
-    async def _ask(self, server: ServerName) -> _Fetched | None:
+    async def _ask(self, server: ServerName, slots: asyncio.Semaphore) -> _Fetched | None:
         try:
-            async with self._slots:
+            async with slots:
                 raw = await self._client.get(
                     server, "/_matrix/key/v2/server", timeout_s=FETCH_SECONDS, max_bytes=MAX_DOCUMENT_BYTES
                 )

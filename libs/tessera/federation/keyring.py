@@ -12,7 +12,7 @@ from matrixcore.events import Event
 from matrixcore.identifiers import ServerName
 from matrixcore.room_versions import RoomVersionRules
 from matrixcore.server_keys import ServerKey
-from matrixcore.signing import signing_key_ids, verify_json
+from matrixcore.signing import signing_key_ids, verify_json, verify_signature
 from tessera.bounded_cache import BoundedCache
 from tessera.federation.errors import BadSignature, KeyNotFound
 from tessera.federation.key_fetching import KeyFetcher, KeyNeed, KeysOf
@@ -35,14 +35,11 @@ class Keyring:
         self._checker = checker
         self._known: BoundedCache[ServerName, Mapping[str, ServerKey]] = BoundedCache(MAX_SERVERS)
 
-    async def verify_json(
-        self, server: ServerName, signed_object: Mapping[str, Any], *, valid_at_ms: int, is_request: bool = False
-    ) -> None:
+    async def verify_json(self, server: ServerName, signed_object: Mapping[str, Any], *, valid_at_ms: int) -> None:
         """Return if a server has signed an object.
 
         Args:
             valid_at_ms: when a key must have been valid; ANY_TIME for never mind.
-            is_request: whether the server itself waits for our answer, so that it is there to be asked for its key.
 
         Raises:
             BadSignature: it has not.
@@ -51,13 +48,30 @@ class Keyring:
         key_ids = tuple(signing_key_ids(signed_object, server))
         if not key_ids:
             raise BadSignature(f"not signed by {server}")
-        need = KeyNeed(server, key_ids, valid_at_ms)
-        keys = (await self.find_keys([need], is_request=is_request)).get(server, {})
-        usable = _usable(keys, valid_at_ms)
-        if not usable.keys() & set(key_ids):
-            raise KeyNotFound(f"no key of {server} that was valid then")
+        usable = await self._find_usable(KeyNeed(server, key_ids, valid_at_ms))
         if not verify_json(signed_object, server, usable, strict=False):
             raise BadSignature(f"wrongly signed by {server}")
+
+    async def verify_request(
+        self, server: ServerName, message: bytes, key_id: str, signature: str, *, now_ms: int
+    ) -> None:
+        """Return if a server has signed the bytes of a request, for whose answer it waits.
+
+        Raises:
+            BadSignature, KeyNotFound
+        """
+        # It is there to be asked for its key, though it may not have been just now.
+        usable = await self._find_usable(KeyNeed(server, (key_id,), now_ms), is_request=True)
+        if not verify_signature(message, signature, usable[key_id]):
+            raise BadSignature(f"wrongly signed by {server}")
+
+    async def _find_usable(self, need: KeyNeed, *, is_request: bool = False) -> dict[str, bytes]:
+        """Key ID -> public key of those that were valid then, one of the named ones among them. Raises KeyNotFound."""
+        keys = (await self.find_keys([need], is_request=is_request)).get(need.server, {})
+        usable = _usable(keys, need.at_ms)
+        if not usable.keys() & set(need.key_ids):
+            raise KeyNotFound(f"no key of {need.server} that was valid then")
+        return usable
 
     async def verify_events(
         self, events: Sequence[Event], rules: RoomVersionRules

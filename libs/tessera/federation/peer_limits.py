@@ -4,9 +4,9 @@ Spec: none; Synapse's rc_federation has this meaning.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from matrixcore.identifiers import ServerName
 from tessera.clock import Clock
@@ -15,7 +15,40 @@ from tessera.http.errors import LimitExceeded
 
 MAX_IN_FLIGHT = 1_000  # of all peers
 BUSY_MS = 2_000
+SHORT_BODY_BYTES = 256 * 1024  # most transactions
+MAX_LONG_BODIES, MAX_LONG_BODIES_EACH = 16, 4
 MAX_PEERS = 5_000  # remembered, beside those that are being answered
+
+
+class UnprovenBodies:
+    """Bodies of requests that nobody has proven yet: long ones are few, so that strangers do not fill the memory."""
+
+    def __init__(self) -> None:
+        self._by_address: Counter[str] = Counter()
+
+    @contextmanager
+    def slot(self, address: str, length: int | None) -> Iterator[None]:
+        """Room for a body.
+
+        Args:
+            address: where it comes from.
+            length: in bytes; None if it is not known.
+
+        Raises:
+            LimitExceeded: too many long ones are there, from this address or in all.
+        """
+        if length is not None and length <= SHORT_BODY_BYTES:
+            yield
+            return
+        if self._by_address[address] >= MAX_LONG_BODIES_EACH or self._by_address.total() >= MAX_LONG_BODIES:
+            raise LimitExceeded(BUSY_MS)
+        self._by_address[address] += 1
+        try:
+            yield
+        finally:
+            self._by_address[address] -= 1
+            if not self._by_address[address]:
+                del self._by_address[address]
 
 
 class _PeerState:

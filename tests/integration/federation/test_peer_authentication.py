@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -15,9 +16,10 @@ from matrixcore.identifiers import ServerName
 from matrixcore.signing import SigningKey, sign_json
 from tessera.config.rate_limits import FederationLimits
 from tessera.federation.authentication import CurrentPeer, PeerAuthenticator
-from tessera.federation.peer_limits import PeerLimits
+from tessera.federation.peer_limits import PeerLimits, UnprovenBodies
 from tessera.federation.policy import FederationPolicy
 from tessera.http.app import create_app
+from tessera.http.errors import LimitExceeded
 from tessera.http.replies import json_reply
 from tessera.ids import IdSource
 from tests.fixtures.peer_world import OWN_NAME
@@ -182,6 +184,30 @@ async def test_who_asks_too_often_is_slowed_down(asking: Asking) -> None:
     assert asking.entered == 3
     await asking.keys.clock.advance(0.5)
     assert (await slow).status_code == 200
+
+
+@pytest.mark.parametrize("limits", [FederationLimits(concurrent=1, reject_limit=1)])
+async def test_who_only_claims_to_be_a_peer_uses_up_nothing_of_what_it_may_ask(asking: Asking) -> None:
+    peer = await asking.keys.peer("a.example")
+    forged = [asking.ask(peer, key=SigningKey("1", b"?" * 32)) for _ in range(20)]
+    assert {answer.status_code for answer in await asyncio.gather(*forged)} == {401}
+    assert (await asking.ask(peer)).status_code == 200
+
+
+def test_long_bodies_of_strangers_are_few() -> None:
+    bodies = UnprovenBodies()
+    with ExitStack() as held:
+        for _ in range(100):
+            held.enter_context(bodies.slot("192.0.2.1", 1000))
+        for address in range(4):
+            for _ in range(4):
+                held.enter_context(bodies.slot(f"192.0.2.{address}", None))
+            with pytest.raises(LimitExceeded):
+                held.enter_context(bodies.slot(f"192.0.2.{address}", 1 << 20))
+        with pytest.raises(LimitExceeded):
+            held.enter_context(bodies.slot("192.0.2.99", 1 << 20))
+    with bodies.slot("192.0.2.99", 1 << 20):
+        pass
 
 
 async def test_without_federation_nobody_is_a_peer(keys: KeyWorld) -> None:
