@@ -37,6 +37,8 @@ _FETCH_BYTES = 4 << 20
 _PARTITION_BYTES = 1 << 20
 _JOINING_WAIT_MS = 20
 _RETRY_SECONDS = 0.1
+_LATER_RETRY_SECONDS = 0.3  # once it is more than a moment: a broker that starts needs the processor
+_MOMENT_SECONDS = 1.0
 _FAILING_SECONDS = 5.0  # without an answer of a broker, after which all is begun anew at the configured addresses
 _LAST_EPOCH = (1 << 31) - 1
 _STEADY, _JOINING = "steady", "joining"  # connections: a parked fetch holds up what comes after it
@@ -166,7 +168,7 @@ class Fetcher:
                 await self._run_once()
             except* _Away as group:
                 log.warning("brokers are away", topic=self._topic, error=str(group.exceptions[0]))
-            await self._clock.sleep(_RETRY_SECONDS)
+            await self._clock.sleep(_LATER_RETRY_SECONDS)
 
     async def _run_once(self) -> None:
         self._sessions.clear()
@@ -228,7 +230,11 @@ class Fetcher:
         while True:
             await self._stale.wait()
             self._stale.clear()
-            await client.force_metadata_update()
+            try:
+                async with asyncio.timeout(2 * self._connection.timeout_seconds):
+                    await client.force_metadata_update()
+            except UNREACHABLE as error:
+                raise _Away(repr(error)) from error
             self._place_all()
             if self._stale.is_set():
                 await self._clock.sleep(_RETRY_SECONDS)
@@ -296,7 +302,8 @@ class Fetcher:
             session.failing_since = now
         elif now - session.failing_since > _FAILING_SECONDS:
             raise _Away(repr(error)) from error
-        await self._clock.sleep(_RETRY_SECONDS)
+        is_new = now - session.failing_since < _MOMENT_SECONDS
+        await self._clock.sleep(_RETRY_SECONDS if is_new else _LATER_RETRY_SECONDS)
 
     async def _fetch_joining(self, client: AIOKafkaClient) -> None:
         while True:

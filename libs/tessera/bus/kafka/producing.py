@@ -29,8 +29,10 @@ log = structlog.get_logger(__name__)
 MAX_RECORD_BYTES = 8 << 20
 _BATCH_BYTES = 256 << 10  # of one partition in one request; a record that is larger goes alone
 _REQUEST_BYTES = 4 << 20
-_START_PAUSE_SECONDS = 0.5  # between two tries to reach the cluster
+_START_PAUSE_SECONDS = 0.3  # between two tries to reach the cluster
 _RETRY_SECONDS = 0.1
+_LATER_RETRY_SECONDS = 0.3  # once it is more than a moment: a broker that starts needs the processor
+_MOMENT_SECONDS = 1.0
 _RENEW_SECONDS = 5.0  # of failures alone, after which all is begun anew at the configured addresses
 _BUSY_RETRY_MS = 1_000
 
@@ -171,8 +173,10 @@ class Producing:
         try:
             while self._drop_given_up():
                 client = await self._opened()
-                await client.set_topics({entry.place[0] for entry in self._homeless} | client.cluster.topics())
-                await client.force_metadata_update()
+                topics = {entry.place[0] for entry in self._homeless} | client.cluster.topics()
+                async with asyncio.timeout(self._connection.timeout_seconds):
+                    await client.set_topics(topics)
+                    await client.force_metadata_update()
                 entries, self._homeless = self._homeless, deque()
                 while entries and self._leader_of(entries[0].place) is not None:
                     self._queue(entries.popleft())
@@ -180,6 +184,7 @@ class Producing:
                 if self._homeless:
                     await self._clock.sleep(_RETRY_SECONDS)
         except UNREACHABLE as error:
+            self._has_failed(error)
             self._fail_all(error)
         finally:
             self._finding = False
@@ -188,6 +193,11 @@ class Producing:
         """Whether anybody still waits for what is homeless."""
         self._homeless = deque(entry for entry in self._homeless if not entry.taken.done())
         return bool(self._homeless)
+
+    def _has_failed(self, error: BaseException) -> None:
+        if self._failing_since is None:
+            self._failing_since = self._clock.monotonic()
+            log.warning("records are not taken", error=repr(error))
 
     def _fail_all(self, error: Exception) -> None:
         entries, self._homeless = self._homeless, deque()
@@ -242,13 +252,15 @@ class Producing:
                 request = Produce(encoded, self._connection.settings.request_timeout)
                 answer = await client.send(lane.node, request)
         except UNREACHABLE as error:
-            log.info("records not taken", node=lane.node, error=repr(error))
+            self._has_failed(error)
         if client is not None and client is not self._client:
             await client.close()  # given up meanwhile: it may have connected once more
         again: list[_Entry] = []
         for place, entries in batches.items():
             produced = answer.get(place)
             if produced is None or (produced.error and _may_pass(produced.error)):
+                if produced is not None:
+                    self._has_failed(for_code(produced.error)())
                 again += entries
             else:
                 self._failing_since = None
@@ -258,8 +270,6 @@ class Producing:
 
     def _try_again(self, lane: _Lane, entries: Sequence[_Entry], *, is_away: bool) -> None:
         """Who leads their partitions is to be found out anew, before whatever came after them."""
-        if self._failing_since is None:
-            self._failing_since = self._clock.monotonic()
         if is_away:
             entries = [*entries, *lane.waiting]
             lane.waiting.clear()
@@ -269,7 +279,9 @@ class Producing:
             self._begin(self._find_after_pause())
 
     async def _find_after_pause(self) -> None:
-        await self._clock.sleep(_RETRY_SECONDS)
+        failing_since = self._failing_since
+        is_new = failing_since is None or self._clock.monotonic() - failing_since < _MOMENT_SECONDS
+        await self._clock.sleep(_RETRY_SECONDS if is_new else _LATER_RETRY_SECONDS)
         await self._find_leaders()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
