@@ -58,6 +58,7 @@ _GOOD: dict[str, Any] = {
         "via": ["a"],
     },
     "/redact/{event_id}/{txn_id}": {"reason": "none"},
+    "/upgrade": {"new_version": "12", "additional_creators": ["@nobody:{server}"]},
     "/invite": _MEMBER,
     "/ban": _MEMBER,
     "/unban": _MEMBER,

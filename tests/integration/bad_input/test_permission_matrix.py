@@ -29,6 +29,11 @@ OPEN = frozenset(
         *("get_room_visibility_on_directory", "get_room_id_by_alias", "get_public_rooms"),
         # User-interactive: the password is asked for where there is no token.
         *("change_password",),
+        # Whoever proves an address has no session yet.
+        *("request_token_to_register_email", "request_token_to_register_msisdn"),
+        *("request_token_to_reset_password_email", "request_token_to_reset_password_msisdn"),
+        *("request_token_to_3pid_email", "request_token_to_3pid_msisdn"),
+        "get_room_summary",
         # The old media paths, which are frozen.
         *("get_content_unauthenticated", "get_content_thumbnail_unauthenticated"),
         # What a browser without a token opens while it registers or logs in.
