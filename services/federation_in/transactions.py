@@ -96,13 +96,13 @@ class TransactionReceiver:
         received = await self.pdus.receive(origin, pdus)
         results = {event_id: {} if wrong is None else {"error": wrong} for event_id, wrong in received.results.items()}
         reply = orjson.dumps({"pdus": results})
+        if received.unknown and self.rescinder is not None:
+            await self.rescinder.take_back(origin, received.unknown)
         durable = [edu for edu in edus if edu["edu_type"] in DURABLE_EDUS]
         async with self.accounts.reading() as tx:
             if durable and await received_transactions.count_edus(tx, origin, MAX_LYING_EDUS) >= MAX_LYING_EDUS:
                 raise Unavailable("Too many of your EDUs wait", retry_after_ms=30_000)
             await received_transactions.add(tx, origin, txn_id, reply, durable, self.clock.now_ms())
-        if received.unknown and self.rescinder is not None:
-            await self.rescinder.take_back(origin, received.unknown)
         await self.naming.name(received.names)
         if self.edus is not None:
             if durable:

@@ -25,7 +25,7 @@ LEFT JOIN rooms.current_state s ON s.room_id = r.room_id AND s.type = 'm.room.se
 LEFT JOIN rooms.events acl ON acl.room_id = s.room_id AND acl.event_id = s.event_id
 WHERE r.room_id = ANY($1::text[])
 UNION ALL
-SELECT j.room_id, j.partition, j.room_version, true, true, NULL, (
+SELECT j.room_id, j.partition, j.room_version, true, false, NULL, (
            SELECT count(*) FROM (
                SELECT FROM rooms.inbox i WHERE i.room_id = j.room_id AND i.origin = $3 AND i.state <> 'dead' LIMIT $4
            ) AS lying
