@@ -13,7 +13,6 @@ from tessera.config.sections import section_of
 
 WITHOUT_EFFECT = frozenset(
     [
-        "allow_public_rooms_over_federation",
         "app_service_config_files",
         "database.allow_unsafe_locale",
         "database.args.keepalives_count",
@@ -31,7 +30,6 @@ WITHOUT_EFFECT = frozenset(
         "password_config.localdb_enabled",
         "pid_file",
         "tessera.services.listeners.resources.compress",
-        "rc_joins.remote",
         "redaction_retention_period",
         "user_directory.exclude_remote_users",
         "user_directory.prefer_local_users",
