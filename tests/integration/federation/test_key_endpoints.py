@@ -99,3 +99,12 @@ async def test_a_version_is_told_to_anybody(server: WholeServer) -> None:
     assert answer.json()["server"]["name"] == "Tessera"
     refused = await server.http.get("/_matrix/federation/v1/nothing")
     assert (refused.status_code, refused.json()["errcode"]) == (404, "M_UNRECOGNIZED")
+
+
+async def test_a_server_without_peers_answers_none(dsn: str, tmp_path: Path) -> None:
+    async with running_whole_server(dsn, tmp_path, federation={"enabled": False}) as server:
+        headers = {"Authorization": 'X-Matrix origin="a.invalid",key="ed25519:1",sig="abc"'}
+        for method, path in (("GET", "event/$a"), ("PUT", "send/1"), ("GET", "publicRooms")):
+            answer = await server.http.request(method, f"/_matrix/federation/v1/{path}", headers=headers)
+            assert (answer.status_code, answer.json()["errcode"]) == (403, "M_FORBIDDEN"), path
+        assert (await ask(server, "GET", "/server"))[0] == 200, "old events of ours can still be verified"

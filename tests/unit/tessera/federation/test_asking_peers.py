@@ -100,6 +100,19 @@ async def test_a_delegated_server_is_asked_by_the_name_it_delegated_to(
     assert parse_authorization(authorization).destination == "example.org", "the signature names the server itself"
 
 
+async def test_an_address_needs_a_certificate_for_it(world: World, peer_authority: PeerAuthority) -> None:
+    peer = Recorded()
+    async with (
+        answering(peer_authority, {"*": peer}, names=("127.0.0.1",)) as port,
+        answering(peer_authority, {"*": peer}, names=("localhost",)) as other,
+    ):
+        assert await world.client.get(f"127.0.0.1:{port}", PATH) == {"ok": 1}
+        with pytest.raises(PeerUnreachable, match="certificate"):
+            await world.client.get(f"127.0.0.1:{other}", PATH)
+    ((*_, host),) = peer.requests
+    assert host == f"127.0.0.1:{port}"
+
+
 async def test_a_certificate_for_another_name_is_refused(world: World, peer_authority: PeerAuthority) -> None:
     peer = Recorded()
     async with answering(peer_authority, {"*": peer}, names=("other.example",)) as port:
