@@ -29,7 +29,7 @@ from services.sync.sync_request import SyncRequest
 from services.sync.user_states import UserState
 from tessera.event_serving import Reader, close_form, serve_live_event
 from tessera.pagination_token import encode_page_token, point_before
-from tessera.records import EventBody, LogRecord, OrderKey, ReceiptsBody, RecordKind
+from tessera.records import EventBody, LogRecord, OrderKey, Receipt, ReceiptsBody, RecordKind
 from tessera.storage import read_positions, sync_accounts, sync_reads
 from tessera.storage.presence import Presence
 from tessera.storage.sync_accounts import DeviceKeyCounts
@@ -52,7 +52,7 @@ class _LiveRoom:
     up_to: int
     events: list[tuple[int, EventBody]] = field(default_factory=list)  # of the timeline
     skipped: list[EventBody] = field(default_factory=list)  # state above the timeline's beginning
-    receipts: list[ReceiptsBody] = field(default_factory=list)
+    receipts: list[Receipt] = field(default_factory=list)
     limited: bool = False
     members: list[EventBody] = field(default_factory=list)  # all member events, shown or not
     is_renamed: bool = False
@@ -157,7 +157,7 @@ class LiveAnswers:
                 return False
             body = record.body
             if isinstance(body, ReceiptsBody):
-                room.receipts.append(body)
+                room.receipts += [one for one in body.receipts if one.user_id not in state.ignored]
             elif isinstance(body, EventBody):
                 if body.redacted or body.forked:
                     return False
@@ -288,7 +288,7 @@ class LiveAnswers:
             ]
         ephemeral = request.filter.room.ephemeral
         if room.receipts and ephemeral.allows_room(room.tail.room_id) and ephemeral.allows("m.receipt", None):
-            event = receipt_event(receipt for body in room.receipts for receipt in body.receipts)
+            event = receipt_event(room.receipts)
             if event is not None:
                 section["ephemeral"]["events"].append(event)
         return section

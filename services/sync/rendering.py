@@ -3,7 +3,7 @@
 Spec: C-S API §Syncing, §Room event format.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,10 +88,12 @@ def shape_event(request_filter: Filter, served: bytes) -> bytes:
     return orjson.dumps(request_filter.event_fields.project(orjson.loads(served)))
 
 
-def receipt_event(receipts: Iterable[ReceiptRow | Receipt]) -> Json | None:
-    """One m.receipt event of a room; None without receipts. Spec: C-S API §Receipts."""
+def receipt_event(receipts: Iterable[ReceiptRow | Receipt], ignored: Set[UserId] = frozenset()) -> Json | None:
+    """One m.receipt event of a room, without ignored users'; None without receipts. Spec: C-S API §Receipts."""
     content: Json = {}
     for receipt in receipts:
+        if receipt.user_id in ignored:
+            continue
         data: Json = {"ts": receipt.ts}
         if receipt.thread_id:
             data["thread_id"] = receipt.thread_id

@@ -354,7 +354,7 @@ class ShardReader:
             if room.planned.is_left:
                 leave[room_id] = section
                 continue
-            event = receipt_event(receipts.get(room_id, ()))
+            event = receipt_event(receipts.get(room_id, ()), self._view.ignored)
             section["ephemeral"] = {"events": [event] if event is not None and self._wants_receipts(room_id) else []}
             section["account_data"] = {"events": []}
             if room.with_summary:

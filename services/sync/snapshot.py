@@ -173,6 +173,8 @@ class Snapshots:
                 plan = plan_initial(rooms, include_leave=wanted.include_leave, ignored=ignored)
             else:
                 plan = plan_incremental(rooms, entries, ignored)
+            if blocks_invites(overview.invite_permission):
+                plan.invites.clear()
             kinds = entries_by_kind(entries)
             recount = {
                 RoomId(entry.room_id)
@@ -495,6 +497,11 @@ def private_receipts(request: SyncRequest, view: AccountView) -> dict[RoomId, Js
         event = events.setdefault(position.room_id, {"type": "m.receipt", "content": {}})
         event["content"].setdefault(position.event_id, {})["m.read.private"] = {request.user_id: data}
     return events
+
+
+def blocks_invites(content: bytes | None) -> bool:
+    """Whether this m.invite_permission_config hides all invites. Spec: C-S API §Invite permission."""
+    return content is not None and orjson.loads(content).get("default_action") == "block"
 
 
 def parse_ignored(content: bytes | None) -> frozenset[UserId]:

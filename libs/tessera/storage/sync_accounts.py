@@ -21,6 +21,7 @@ class UserOverview(NamedTuple):
     ignored_list: bytes | None  # content of m.ignored_user_list
     push_rules: bytes | None  # stored form; None for the defaults
     erasures_head: int
+    invite_permission: bytes | None = None  # content of m.invite_permission_config
 
 
 class DeviceKeyCounts(NamedTuple):
@@ -36,7 +37,9 @@ SELECT coalesce((SELECT head FROM accounts.user_log_heads WHERE user_id = $1), 0
        (SELECT content FROM accounts.account_data
         WHERE user_id = $1 AND room_id = '' AND type = 'm.ignored_user_list'),
        (SELECT rules FROM accounts.push_rules WHERE user_id = $1),
-       coalesce((SELECT max(position) FROM accounts.erasures), 0)
+       coalesce((SELECT max(position) FROM accounts.erasures), 0),
+       (SELECT content FROM accounts.account_data
+        WHERE user_id = $1 AND room_id = '' AND type = 'm.invite_permission_config')
 """
 
 # The user's rooms, each with the user's receipts in it.

@@ -117,7 +117,7 @@ async def refused(config: Path, service: str) -> str:
 
 
 async def test_what_cannot_start_says_why_in_one_line(config: Path, store: Database) -> None:
-    assert "there is no service federation-in" in await refused(config, "federation-in")
+    assert "there is no service identity" in await refused(config, "identity")
     await store.execute("DELETE FROM rooms.schema_revision WHERE revision = '0002'")
     assert "run `tessera migrate`" in await refused(config, "rooms")
     await store.execute("INSERT INTO rooms.schema_revision (revision) VALUES ('0002')")

@@ -296,6 +296,33 @@ async def test_ignored_users_act_at_once(world: World) -> None:
     assert "invite" not in answer["rooms"]
 
 
+async def test_receipts_of_ignored_users_are_not_shown(world: World) -> None:
+    room_id = await world.room(ALICE, BOB, CAROL)
+    event_id = await world.say(room_id, ALICE, "x")
+    await world.set_data(ALICE, "m.ignored_user_list", {"ignored_users": {BOB: {}}})
+    alice = world.client(ALICE)
+    await alice.sync()
+    await world.read(room_id, BOB, event_id)
+    await world.read(room_id, CAROL, event_id)
+    for client in (alice, world.client(ALICE, "other")):  # out of memory, and of a snapshot
+        (receipt,) = joined(await client.sync(), room_id)["ephemeral"]["events"]
+        assert list(receipt["content"][event_id]["m.read"]) == [CAROL]
+
+
+async def test_who_blocks_invites_is_shown_none(world: World) -> None:
+    room_id = await world.room(ALICE)
+    bob = world.client(BOB)
+    await world.member(room_id, BOB, "invite", sender=ALICE)
+    await world.set_data(BOB, "m.invite_permission_config", {"default_action": "block"})
+    assert "invite" not in (await bob.sync()).get("rooms", {})
+    other = await world.room(CAROL)
+    await world.member(other, BOB, "invite", sender=CAROL)
+    assert "invite" not in (await bob.sync()).get("rooms", {})
+    await world.set_data(BOB, "m.invite_permission_config", {})
+    again = await world.client(BOB, "other").sync()
+    assert set(again["rooms"]["invite"]) == {room_id, other}
+
+
 async def test_push_rules_appear_at_each_change(world: World) -> None:
     room_id = await world.room(ALICE, BOB)
     bob = world.client(BOB)
