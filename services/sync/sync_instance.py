@@ -258,7 +258,8 @@ class SyncInstance:
             return
         for user_id in gone:
             state = self.users.find(user_id)
-            if state is not None and state in tail.users:
+            # The log may be ahead of the channel: a leave from before the join that it tells of cuts nothing.
+            if state is not None and state in tail.users and record.position > state.joined_at.get(tail.room_id, 0):
                 state.cuts.setdefault(tail.room_id, record.position)
 
     def _on_reset(self) -> None:

@@ -51,7 +51,7 @@ class UserState:
     Attributes:
         log_head: the log is applied up to here; `entries` has everything above `log_floor`.
         heard_head: the highest position that a wake named.
-        joined: rooms by the log, with their tails.
+        joined: rooms by the log, with their tails; `joined_at`: the positions of these joins.
         cuts: rooms that the user has left though the log does not say so yet -> position of the leave.
         evaluator: for users whose push rules or ignored users need each event judged; None for all others.
         unread: room -> (position, counts there).
@@ -67,6 +67,7 @@ class UserState:
     heard_head: int = 0
     entries: deque[UserLogRow] = field(default_factory=deque)
     joined: dict[RoomId, RoomTail] = field(default_factory=dict)
+    joined_at: dict[RoomId, int] = field(default_factory=dict)
     partitions: frozenset[int] = frozenset()
     cuts: dict[RoomId, int] = field(default_factory=dict)
     ignored: frozenset[UserId] = frozenset()
@@ -314,6 +315,7 @@ class UserStates:
             tail = self._tails.ensure(room_id, partition, self._feed.heads[partition].position)
             tail.users.add(state)
             state.joined[room_id] = tail
+            state.joined_at[room_id] = joined[room_id]
         state.partitions = frozenset(tail.partition for tail in state.joined.values())
         # After the tails began: a leave is either seen here or goes by in the tail.
         for shard, group in self._shards.group_rooms(joined).items():
@@ -330,6 +332,7 @@ class UserStates:
 
     def _leave(self, state: UserState, room_id: RoomId) -> None:
         tail = state.joined.pop(room_id, None)
+        state.joined_at.pop(room_id, None)
         state.cuts.pop(room_id, None)
         if tail is None:
             return

@@ -105,10 +105,14 @@ class World:
     async def publish(self, *batches: PartitionBatch, project: bool = True) -> None:
         """Publish batches and bring their memberships into the user logs."""
         if project:
-            async with self.accounts.transaction() as tx:
-                heads = await user_rooms.apply_changes(tx, changes_of(batches))
-            await self.wake(heads)
+            await self.project(*batches)
         await self.fanout.publish_batches(batches, ())
+
+    async def project(self, *batches: PartitionBatch) -> None:
+        """Bring the memberships of batches into the user logs."""
+        async with self.accounts.transaction() as tx:
+            heads = await user_rooms.apply_changes(tx, changes_of(batches))
+        await self.wake(heads)
 
     async def wake(self, heads: dict[UserId, int]) -> None:
         """Wake users whose logs moved."""

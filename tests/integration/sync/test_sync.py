@@ -269,6 +269,19 @@ async def test_a_leave_that_the_log_never_got_still_counts(world: World) -> None
     assert "away" in bodies(section)
 
 
+async def test_a_leave_that_is_heard_after_the_log_has_the_next_join_cuts_nothing(world: World) -> None:
+    room_id = await world.room(ALICE, BOB)
+    bob = world.client(BOB)
+    await bob.sync()
+    leave = await world.writer.member(room_id, BOB, "leave")
+    join = await world.writer.member(room_id, BOB, "join")
+    await world.project(leave, join)
+    assert "m.room.create" in bodies(joined(await bob.sync(), room_id))  # entered anew, by the log
+    await world.publish(leave, join, project=False)
+    await world.say(room_id, ALICE, "welcome back")
+    assert "welcome back" in bodies(joined(await bob.sync(), room_id))
+
+
 async def test_rejoined_room_comes_as_new(world: World) -> None:
     room_id = await world.room(ALICE, BOB)
     bob = world.client(BOB)
