@@ -9,13 +9,14 @@ from typing import Any
 import orjson
 import structlog
 
+from matrixcore.auth_events import CREATE
 from matrixcore.events import Event, load_event
 from matrixcore.identifiers import EventId, RoomId, ServerName, UserId
 from matrixcore.room_versions import ROOM_VERSIONS
 from tessera.commands import AppendPdu, Draft, NewEvent
 from tessera.federation.errors import PeerError
 from tessera.federation.handshakes import Handshaker, client_error, invite_there
-from tessera.http.errors import MatrixError, NotFound
+from tessera.http.errors import Forbidden, MatrixError, NotFound
 from tessera.room_changes import RoomChanges
 from tessera.storage.resident_rooms import find_tips
 from tessera.stripped_state import list_shown_state
@@ -73,5 +74,8 @@ async def _draft(
         shown = await list_shown_state(tx, room_id, also=("m.room.member", sender))
     if tips is None:
         raise NotFound("This server is not in the room")
+    pdus = [orjson.loads(pdu) for pdu in shown]
+    if any(pdu["type"] == CREATE[0] and pdu["content"].get("m.federate") is False for pdu in pdus):
+        raise Forbidden("The room is for users of this server only")
     event = load_event(outcome.body, outcome.event_ids[0], ROOM_VERSIONS[tips.room_version], room_id=room_id)
-    return event, [orjson.loads(pdu) for pdu in shown]
+    return event, pdus

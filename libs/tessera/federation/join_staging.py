@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 MAX_EVENTS = 400_000  # of one answer
 MAX_PIECE_BYTES = 1 << 20  # a PDU has 64 KiB, but peers may write it with blanks and escapes
 BATCH = 500  # events that are checked and stored together
+BATCHES = 3  # of these, side by side
 JUDGED_AT_ONCE = 300
 MAX_CITED = 3_000  # events in memory that others cite
 _ARRAYS = frozenset(("state", "auth_chain"))
@@ -57,15 +58,17 @@ async def stage_answer(database: Database, keyring: Keyring, join: Join, chunks:
         async for chunk in chunks:
             await taking.take(splitter.feed(chunk))
         splitter.close()
+        await taking.finish()
     except StreamBroken as error:
         raise PeerAnsweredBadly(f"no answer to a join: {error}") from error
-    await taking.finish()
+    finally:
+        await taking.end()
     await judge_staged(database, join)
     return taking.signed
 
 
 class _Taking:
-    """What has come of one answer."""
+    """What has come of one answer. While a batch is checked in other processes, the next one is parsed."""
 
     def __init__(self, database: Database, keyring: Keyring, join: Join) -> None:
         self._database = database
@@ -75,6 +78,9 @@ class _Taking:
         self._pending: list[Piece] = []
         self._count = 0
         self._keys: dict[StateKey, EventId] = {}
+        self._places = asyncio.Semaphore(BATCHES)
+        self._running: set[asyncio.Task[None]] = set()
+        self._trouble: BaseException | None = None
         self.signed: Event | None = None
 
     async def take(self, pieces: Iterable[Piece]) -> None:
@@ -85,14 +91,41 @@ class _Taking:
             elif piece.key in _ARRAYS:
                 self._pending.append(piece)
                 if len(self._pending) >= BATCH:
-                    await self.finish()
+                    await self._begin_batch()
 
     async def finish(self) -> None:
-        """Check and store what is pending."""
+        """Check and store what is pending, and wait for all that is under way."""
+        await self._begin_batch()
+        while self._running:
+            await asyncio.wait(self._running)
+        if self._trouble is not None:
+            raise self._trouble
+
+    async def end(self) -> None:
+        """Give up whatever still runs."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _begin_batch(self) -> None:
         pieces, self._pending = self._pending, []
         self._count += len(pieces)
         if self._count > MAX_EVENTS:
             raise PeerAnsweredBadly(f"more than {MAX_EVENTS} events")
+        await self._places.acquire()
+        if self._trouble is not None:
+            raise self._trouble
+        task = asyncio.create_task(self._check_and_store(pieces))
+        self._running.add(task)
+        task.add_done_callback(self._end_batch)
+
+    def _end_batch(self, task: "asyncio.Task[None]") -> None:
+        self._running.discard(task)
+        self._places.release()
+        if not task.cancelled() and task.exception() is not None:
+            self._trouble = self._trouble or task.exception()
+
+    async def _check_and_store(self, pieces: Sequence[Piece]) -> None:
         parsed = await asyncio.to_thread(_parse_all, pieces, self._rules, self._join.room_id)
         events = [event for event, _ in parsed.values()]
         verdicts = await self._keyring.verify_events(events, self._rules)
@@ -102,6 +135,7 @@ class _Taking:
                 log.info("left out of a join", room_id=event.room_id, event_id=event.event_id, reason=str(wrong))
             elif event.event_id != self._join.event_id:
                 rows.append(self._row(event, is_state=parsed[event.event_id][1]))
+        rows.sort(key=lambda row: row.event_id)  # batches that have events in common must not wait for each other
         async with self._database.reading() as tx:
             await joins.add_events(tx, self._join.join_id, rows)
 

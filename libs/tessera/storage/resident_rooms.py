@@ -13,10 +13,8 @@ from tessera.storage.state_loading import find_places, load_state_at
 
 _FIND = """
 SELECT r.room_version, r.forward_extremities, r.depth FROM rooms.rooms r
-WHERE r.room_id = $1 AND (
-    EXISTS (SELECT FROM rooms.room_servers s WHERE s.room_id = $1 AND s.server_name = $2 AND s.joined_count > 0)
-    OR NOT EXISTS (SELECT FROM rooms.room_servers s WHERE s.room_id = $1 AND s.joined_count > 0)
-)
+WHERE r.room_id = $1
+  AND EXISTS (SELECT FROM rooms.room_servers s WHERE s.room_id = $1 AND s.server_name = $2 AND s.joined_count > 0)
 """
 _LIST_OF_SERVER = """
 SELECT room_id FROM rooms.room_servers WHERE room_id = ANY($1::text[]) AND server_name = $2 AND joined_count > 0
@@ -40,7 +38,7 @@ class RoomTips(NamedTuple):
 
 
 async def find_tips(tx: Transaction, room_id: RoomId, server_name: ServerName) -> RoomTips | None:
-    """The forward extremities of a room that this server follows; None if it follows no such room."""
+    """The forward extremities of a room in which this server has members; None if it has none there."""
     row = await tx.fetchrow(_FIND, room_id, server_name)
     return None if row is None else RoomTips(*row)
 

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 from foreign_server import ForeignServer, joiner_of
-from letting_in import Asking, letting_in
+from letting_in import Asking, finished, letting_in
 from writer_world import ALICE, BOB, NOW_MS, SERVER, World
 
 from matrixcore.event_signing import sign_event
@@ -17,9 +17,12 @@ from matrixcore.room_versions import ROOM_VERSIONS
 from services.federation_in.rescissions import InviteEnds
 from services.gateway.room_changes import Session
 from services.gateway.rooms_elsewhere import RoomsElsewhere
+from tessera.commands import Append, NewEvent
 from tessera.federation.errors import PeerRefused
 from tessera.http.errors import MatrixError
+from tessera.restricted_joins import CannotGrantJoin, find_authoriser, list_other_authorisers
 from tessera.storage import account_data, user_rooms, users
+from tessera.storage.room_reads.rooms import find_for_reader
 from tests.fixtures.foreign_room import FAR, FAR_KEY, FAY, ForeignRoom
 
 VERSIONS = ["1", "6", "10", "11", "12"]
@@ -164,10 +167,12 @@ class SigningServer:
         self.refuses: PeerRefused | None = None
         self.bodies: list[Any] = []
 
-    async def put(self, server: str, path: str, body: Any, **_: Any) -> dict[str, Any]:
+    async def put(self, server: str, path: str, body: Any, *_: Any, **__: Any) -> dict[str, Any]:
         self.bodies.append(body)
         if self.refuses is not None:
             raise self.refuses
+        if isinstance(body, bytes):  # a join
+            return {"event": dict(sign_event(parse_event(body, ROOM_VERSIONS["11"]), FAR, FAR_KEY).fields)}
         event = sign_event(parse_event(body["event"], ROOM_VERSIONS[body["room_version"]]), ServerName(FAR), FAR_KEY)
         return {"event": {**event.fields, "unsigned": {"extra": 1}}}
 
@@ -206,3 +211,36 @@ async def member(world: World, room_id: RoomId, user_id: UserId) -> bytes | None
     )
     pdu: bytes | None = await world.shards.of_room(room_id).fetchval(query, room_id, user_id)
     return pdu
+
+
+async def test_another_server_vouches_for_a_join(world: World) -> None:
+    server = SigningServer()
+    joiner = joiner_of(world, server)  # type: ignore[arg-type]
+    elsewhere = RoomsElsewhere(joiner.changes, joiner.shaker, joiner)
+    async with world.writer(), letting_in(world) as asking:
+        space, room_id = await world.new_room("11"), await world.new_room("11")
+        await world.accepted(space, Append(NewEvent("m.room.member", BOB, {"membership": "join"})), BOB)
+        _, template = await asking.template("join", room_id, FAY)
+        join = finished(template)
+        assert (await asking.ask("PUT", f"/v2/send_join/{room_id}/{join.event_id}", dict(join.fields)))[0] == 200
+        allow = [{"type": "m.room_membership", "room_id": space}]
+        rules = {"join_rule": "restricted", "allow": allow}
+        await world.accepted(room_id, Append(NewEvent("m.room.join_rules", "", rules)))
+        levels = {"users": {ALICE: 50, FAY: 100}, "invite": 60, "state_default": 50}
+        await world.accepted(room_id, Append(NewEvent("m.room.power_levels", "", levels)))
+        async with world.shards.of_room(room_id).reading() as tx:
+            found = await find_for_reader(tx, room_id, BOB)
+        assert found is not None
+        with pytest.raises(CannotGrantJoin):
+            await find_authoriser(world.shards, found.room, BOB, SERVER)
+        authorisers = await list_other_authorisers(world.shards, found.room, SERVER)
+        assert authorisers == [FAY]
+        server.refuses = PeerRefused(403, "M_FORBIDDEN", "No")
+        with pytest.raises(MatrixError):
+            await elsewhere.join_vouched_for(Session(BOB), room_id, authorisers, {"membership": "join"})
+        server.refuses = None
+        await elsewhere.join_vouched_for(Session(BOB), room_id, authorisers, {"membership": "join"})
+        pdu = await member(world, room_id, BOB)
+        assert pdu is not None
+        event = parse_event(pdu, ROOM_VERSIONS["11"])
+        assert (event.membership, set(event.fields["signatures"])) == ("join", {SERVER, FAR})

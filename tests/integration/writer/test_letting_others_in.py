@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from foreign_server import ForeignServer, joiner_of
 from letting_in import Asking, finished, letting_in
 from writer_world import ALICE, KEY, NOW_MS, SERVER, World
 
@@ -11,9 +12,12 @@ from matrixcore.event_signing import add_signature
 from matrixcore.events import parse_event
 from matrixcore.identifiers import RoomId, UserId
 from matrixcore.room_versions import ROOM_VERSIONS
+from services.gateway.room_changes import Session
+from services.gateway.rooms_elsewhere import RoomsElsewhere
 from tessera.commands import Append, CreateRoom, NewEvent
+from tessera.http.errors import Forbidden
 from tessera.records import RecordKind
-from tests.fixtures.foreign_room import FAR, FAR_KEY, FAY
+from tests.fixtures.foreign_room import FAR, FAR_KEY, FAY, ForeignRoom
 
 VERSIONS = ["1", "2", "6", "10", "11", "12"]
 GUS = UserId(f"@gus:{FAR}")
@@ -124,6 +128,10 @@ async def test_a_room_that_does_not_federate(world: World) -> None:
         await world.accepted(create.room_id, CreateRoom("11", create.pdu, events))
         status, reply = await asking.template("join", create.room_id, FAY)
         assert (status, reply["errcode"]) == (403, "M_FORBIDDEN")
+        joiner = joiner_of(world, ForeignServer(ForeignRoom()))
+        elsewhere = RoomsElsewhere(joiner.changes, joiner.shaker, joiner)
+        with pytest.raises(Forbidden):
+            await elsewhere.invite(Session(ALICE), create.room_id, FAY, {"membership": "invite"})
 
 
 async def test_knocks(world: World) -> None:
