@@ -16,9 +16,14 @@ from services.federation_in import (
     keys,
     knocks,
     leaves,
+    openid,
+    public_rooms,
+    queries,
+    space_hierarchy,
     state_reads,
     third_party_invites,
     transactions,
+    user_keys,
     version,
 )
 
@@ -30,9 +35,14 @@ _MODULES = (
     joins,
     knocks,
     leaves,
+    openid,
+    public_rooms,
+    queries,
+    space_hierarchy,
     state_reads,
     third_party_invites,
     transactions,
+    user_keys,
     version,
 )
 

@@ -2,7 +2,7 @@
 
 from starlette.responses import Response
 
-from matrixcore.identifiers import InvalidIdentifier, parse_room_id
+from matrixcore.identifiers import InvalidIdentifier, parse_room_id, server_of
 from services.gateway.dependencies import GatewayDep
 from services.gateway.directory_rules import DirectoryRules
 from services.gateway.path_identifiers import alias_of, room_id_of
@@ -13,8 +13,11 @@ from services.gateway.routing import CurrentRequester, JsonObject, client_router
 from tessera.http.errors import Forbidden, InvalidParam
 from tessera.http.replies import json_reply
 from tessera.storage import aliases
+from tessera.storage.resident_rooms import list_joined_servers
 
 router = client_router()
+
+MAX_SERVERS = 50
 
 
 @router.put("/directory/room/{room_alias}")
@@ -35,8 +38,15 @@ async def set_room_alias(
 @router.get("/directory/room/{room_alias}")
 async def get_room_id_by_alias(room_alias: str, gateway: GatewayDep) -> Response:
     """Where an alias leads. Needs no access token."""
-    bound = await resolve_alias(gateway.rooms, gateway.server_name, alias_of(room_alias))
-    return json_reply({"room_id": bound.room_id, "servers": [gateway.server_name]})
+    alias = alias_of(room_alias)
+    if server_of(alias) != gateway.server_name and gateway.elsewhere is not None:
+        found = await gateway.elsewhere.find_alias(alias)
+        return json_reply({"room_id": found.room_id, "servers": found.servers})
+    bound = await resolve_alias(gateway.rooms, gateway.server_name, alias)
+    async with gateway.shards.of_room(bound.room_id).reading() as tx:
+        joined = await list_joined_servers(tx, bound.room_id)
+    others = [server for server in joined if server != gateway.server_name]
+    return json_reply({"room_id": bound.room_id, "servers": [gateway.server_name, *others][:MAX_SERVERS]})
 
 
 @router.delete("/directory/room/{room_alias}")

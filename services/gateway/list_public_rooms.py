@@ -1,5 +1,6 @@
 """The published room directory. Spec: C-S API §Published room directory."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import Query
@@ -10,18 +11,20 @@ from services.gateway.dependencies import GatewayDep, GatewayDeps
 from services.gateway.directory_rules import DirectoryRules
 from services.gateway.optional_body import OptionalJsonObject
 from services.gateway.path_identifiers import room_id_of
-from services.gateway.room_directory import list_public_rooms, set_visibility
+from services.gateway.room_directory import set_visibility
 from services.gateway.routing import CurrentRequester, client_router, requester_of
-from tessera.http.errors import BadJson, Forbidden, InvalidParam, NotFound
+from tessera.federation.errors import PeerError, PeerRefused
+from tessera.http.errors import BadJson, Forbidden, InvalidParam, MatrixError, NotFound
 from tessera.http.replies import json_reply
+from tessera.published_rooms import DEFAULT_LIMIT, list_public_rooms, parse_page, parse_search
 from tessera.storage import directory
 from tessera.storage.room_reads.summaries import list_outlines
 
 router = client_router()
 
-DEFAULT_LIMIT = 100
-MAX_SEARCH_LENGTH = 255
-MAX_ROOM_TYPES = 50
+PEER_PATH = "/_matrix/federation/v1/publicRooms"
+PEER_SECONDS = 20.0
+MAX_PEER_BYTES = 4 << 20
 
 
 @router.get("/directory/list/room/{room_id}")
@@ -66,8 +69,10 @@ async def get_public_rooms(
     """The directory, page by page. Who has no access token sees it if the operator lets everybody."""
     if not gateway.settings.allow_public_rooms_without_auth:
         await requester_of(request)
-    _check_server(gateway, server)
-    return json_reply(await list_public_rooms(gateway.rooms, limit=limit, since=since))
+    if server is not None and server != gateway.server_name:
+        query = {"limit": str(limit), "include_all_networks": "false"} | ({} if since is None else {"since": since})
+        return json_reply(await _ask(gateway, server, query=query))
+    return json_reply(await list_public_rooms(gateway.accounts, limit=limit, since=since))
 
 
 @router.post("/publicRooms")
@@ -75,17 +80,15 @@ async def query_public_rooms(
     body: OptionalJsonObject, requester: CurrentRequester, gateway: GatewayDep, server: str | None = None
 ) -> Response:
     """The directory, searched."""
-    _check_server(gateway, server)
-    limit, since = body.get("limit", DEFAULT_LIMIT), body.get("since")
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-        raise BadJson("limit must be an integer that is not negative")
-    if since is not None and not isinstance(since, str):
-        raise BadJson("since must be a string")
+    limit, since = parse_page(body)
+    search_term, room_types = parse_search(body.get("filter"))
+    if server is not None and server != gateway.server_name:
+        _is_of_one_network(body)
+        return json_reply(await _ask(gateway, server, body=body))
     if _is_of_one_network(body):
         return json_reply({"chunk": [], "total_room_count_estimate": 0})
-    search_term, room_types = _parse_search(body.get("filter"))
     reply = await list_public_rooms(
-        gateway.rooms, limit=limit, since=since, search_term=search_term, room_types=room_types
+        gateway.accounts, limit=limit, since=since, search_term=search_term, room_types=room_types
     )
     return json_reply(reply)
 
@@ -111,23 +114,34 @@ def _is_of_one_network(body: dict[str, Any]) -> bool:
     return network is not None
 
 
-def _parse_search(wanted: Any) -> tuple[str | None, list[str | None] | None]:
-    if wanted is None:
-        return None, None
-    if not isinstance(wanted, dict):
-        raise BadJson("filter must be an object")
-    term, types = wanted.get("generic_search_term"), wanted.get("room_types")
-    if term is not None and (not isinstance(term, str) or len(term) > MAX_SEARCH_LENGTH):
-        raise BadJson(f"filter.generic_search_term must be a string of at most {MAX_SEARCH_LENGTH} characters")
-    if types is not None and (
-        not isinstance(types, list)
-        or len(types) > MAX_ROOM_TYPES
-        or not all(kind is None or isinstance(kind, str) for kind in types)
-    ):
-        raise BadJson(f"filter.room_types must be a list of at most {MAX_ROOM_TYPES} strings or nulls")
-    return term, types
-
-
-def _check_server(gateway: GatewayDeps, server: str | None) -> None:
-    if server is not None and server != gateway.server_name:
+async def _ask(
+    gateway: GatewayDeps, server: str, *, query: Mapping[str, str] | None = None, body: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A page of another server's directory: its own words, in bounds. Spec: S-S API §Published Room Directory."""
+    if gateway.peers is None:
         raise NotFound("The directory of this server cannot be reached")
+    bounds: dict[str, Any] = {"timeout_s": PEER_SECONDS, "max_bytes": MAX_PEER_BYTES}
+    try:
+        if body is None:
+            answer = await gateway.peers.get(server, PEER_PATH, query or {}, **bounds)
+        else:
+            answer = await gateway.peers.post(server, PEER_PATH, body, **bounds)
+    except PeerRefused as error:
+        raise MatrixError(error.message or "The server refused", errcode=error.errcode, status=error.status) from None
+    except PeerError:
+        raise MatrixError("The directory of this server cannot be reached", errcode="M_UNKNOWN", status=502) from None
+    rooms = answer.get("chunk")
+    page: dict[str, Any] = {"chunk": [room for room in rooms if is_line(room)] if isinstance(rooms, list) else []}
+    for key, kind in (("next_batch", str), ("prev_batch", str), ("total_room_count_estimate", int)):
+        if isinstance(value := answer.get(key), kind):
+            page[key] = value
+    return page
+
+
+def is_line(room: object) -> bool:
+    """Whether clients can do something with what another server lists."""
+    return (
+        isinstance(room, dict)
+        and isinstance(room.get("room_id"), str)
+        and isinstance(room.get("num_joined_members"), int)
+    )

@@ -3,8 +3,7 @@
 Spec: C-S API §Room aliases, §Published room directory.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -22,15 +21,12 @@ from tessera.room_summaries import refresh_summaries
 from tessera.storage import aliases, directory
 from tessera.storage.aliases import BoundAlias
 from tessera.storage.database import Transaction
-from tessera.storage.directory import PublishedRoom
 from tessera.storage.room_reads.rooms import find_for_reader
 from tessera.storage.room_reads.state import find_state, list_state_keys
 
 log = structlog.get_logger(__name__)
 
-MAX_ROOMS_IN_PAGE = 500
 MAX_ALT_ALIASES = 100
-_SINCE = re.compile(r"([np])([0-9]{1,15})\.(![^\x00]{1,254})")
 
 
 async def resolve_alias(changes: RoomChanges, server_name: ServerName, alias: RoomAlias) -> BoundAlias:
@@ -189,62 +185,3 @@ def _named_aliases(content: Mapping[str, Any], *, lenient: bool = False) -> list
     if len(named) > MAX_ALT_ALIASES:
         raise InvalidParam(f"more than {MAX_ALT_ALIASES} aliases")
     return named
-
-
-async def list_public_rooms(
-    changes: RoomChanges,
-    *,
-    limit: int,
-    since: str | None,
-    search_term: str | None = None,
-    room_types: Sequence[str | None] | None = None,
-) -> dict[str, Any]:
-    """One page of the directory, as the answer of /publicRooms.
-
-    Raises:
-        InvalidParam: since is no token of this endpoint.
-    """
-    limit = max(1, min(limit, MAX_ROOMS_IN_PAGE))
-    after = before = None
-    if since is not None:
-        direction, place = _parse_since(since)
-        after, before = (place, None) if direction == "n" else (None, place)
-    async with changes.accounts.reading() as tx:
-        rooms = await directory.list_published(
-            tx, search_term=search_term, room_types=room_types, after=after, before=before, limit=limit + 1
-        )
-        total = await directory.count_published(tx, search_term=search_term, room_types=room_types)
-    more = len(rooms) > limit
-    if more:
-        rooms = rooms[1:] if before is not None else rooms[:limit]
-    reply: dict[str, Any] = {"chunk": [_line(room) for room in rooms], "total_room_count_estimate": total}
-    if rooms and (more or before is not None):
-        reply["next_batch"] = _since("n", rooms[-1])
-    if rooms and (after is not None or (before is not None and more)):
-        reply["prev_batch"] = _since("p", rooms[0])
-    return reply
-
-
-def _since(direction: str, room: PublishedRoom) -> str:
-    return f"{direction}{room.joined_members}.{room.room_id}"
-
-
-def _parse_since(text: str) -> tuple[str, tuple[int, RoomId]]:
-    match = _SINCE.fullmatch(text)
-    if match is None:
-        raise InvalidParam("since is not a token of this endpoint")
-    return match[1], (int(match[2]), RoomId(match[3]))
-
-
-def _line(room: PublishedRoom) -> dict[str, Any]:
-    line: dict[str, Any] = {
-        "room_id": room.room_id,
-        "num_joined_members": room.joined_members,
-        "world_readable": room.world_readable,
-        "guest_can_join": room.guest_can_join,
-        "join_rule": room.join_rule,
-    }
-    for key in ("name", "topic", "canonical_alias", "avatar_url", "room_type"):
-        if (value := getattr(room, key)) is not None:
-            line[key] = value
-    return line
