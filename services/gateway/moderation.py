@@ -32,7 +32,7 @@ async def get_admin_lock_user(user_id: str, admin: AdminRequester, gateway: Gate
 
 
 @v1_router.put("/admin/lock/{user_id}")
-async def set_admin_lock_user(user_id: str, body: JsonObject, admin: AdminRequester, gateway: GatewayDep) -> Response:
+async def set_admin_lock_user(user_id: str, admin: AdminRequester, body: JsonObject, gateway: GatewayDep) -> Response:
     """Lock an account or unlock it."""
     locked = _flag_of(body, "locked")
     await mark_user(gateway, (await get_moderated_user(gateway, user_id)).user_id, "locked", locked)
@@ -47,7 +47,7 @@ async def get_admin_suspend_user(user_id: str, admin: AdminRequester, gateway: G
 
 @v1_router.put("/admin/suspend/{user_id}")
 async def set_admin_suspend_user(
-    user_id: str, body: JsonObject, admin: AdminRequester, gateway: GatewayDep
+    user_id: str, admin: AdminRequester, body: JsonObject, gateway: GatewayDep
 ) -> Response:
     """Suspend an account, or let it act again."""
     suspended = _flag_of(body, "suspended")

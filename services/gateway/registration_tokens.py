@@ -50,7 +50,7 @@ async def list_registration_tokens(admin: AdminRequester, gateway: GatewayDep, v
 
 
 @admin_router.post(f"{_TOKENS}/new")
-async def new_registration_token(body: OptionalJsonObject, admin: AdminRequester, gateway: GatewayDep) -> Response:
+async def new_registration_token(admin: AdminRequester, body: OptionalJsonObject, gateway: GatewayDep) -> Response:
     """Make a token, of the server's choice unless one is given."""
     return json_reply(_json(await add_token(gateway, body)))
 
@@ -63,7 +63,7 @@ async def get_registration_token(token: str, admin: AdminRequester, gateway: Gat
 
 @admin_router.put(f"{_TOKENS}/{{token}}")
 async def update_registration_token(
-    token: str, body: JsonObject, admin: AdminRequester, gateway: GatewayDep
+    token: str, admin: AdminRequester, body: JsonObject, gateway: GatewayDep
 ) -> Response:
     """Change the bounds of a token; null takes one away."""
     await change_token(gateway, token, body)
