@@ -12,7 +12,7 @@ from services.gateway.path_identifiers import point_of, room_id_of
 from services.gateway.room_access import require_view
 from services.gateway.routing import CurrentRequester, client_router
 from tessera.fanout import Subscriber
-from tessera.http.errors import Unrecognized
+from tessera.http.errors import MissingParam
 from tessera.http.replies import json_reply
 from tessera.pagination_token import encode_page_token
 from tessera.records import OrderKey, PartitionBatch
@@ -37,7 +37,7 @@ async def peek_events(
     Without a room this is the deprecated stream of all rooms, for which there is /sync.
     """
     if room_id is None:
-        raise Unrecognized
+        raise MissingParam("room_id is missing")
     room = room_id_of(room_id)
     shard = gateway.shards.of_room(room)
     woken = asyncio.Event()
