@@ -19,6 +19,7 @@ from matrixcore.identifiers import InvalidIdentifier, UserId, parse_user_id, ser
 from services.gateway import profile_propagation
 from services.gateway.dependencies import GatewayDep, GatewayDeps, gateway_of
 from services.gateway.routing import CurrentRequester, JsonObject, Requester, client_router, client_routes, requester_of
+from tessera.federation.errors import PeerError
 from tessera.http.errors import (
     BadJson,
     Forbidden,
@@ -45,6 +46,8 @@ PROPAGATION_SECONDS = 10.0  # after that the answer goes out and a sweep does th
 
 _KEY = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)+")
 _IN_EVENTS = ("displayname", "avatar_url")
+PEER_PATH = "/_matrix/federation/v1/query/profile"
+PEER_SECONDS = 10.0
 
 
 async def get_user_profile(request: Request) -> Response:
@@ -52,8 +55,10 @@ async def get_user_profile(request: Request) -> Response:
     gateway = gateway_of(request)
     await _require_may_read(request, gateway)
     await _check_rate(request, gateway)
-    profile = await find_local_profile(gateway, request.path_params["user_id"])
-    return json_bytes_reply(profile_bytes(profile))
+    user_id = request.path_params["user_id"]
+    if (elsewhere := _of_another_server(gateway, user_id)) is not None:
+        return json_reply(await ask_profile(gateway, elsewhere))
+    return json_bytes_reply(profile_bytes(await find_local_profile(gateway, user_id)))
 
 
 async def get_profile_field(request: Request) -> Response:
@@ -62,8 +67,11 @@ async def get_profile_field(request: Request) -> Response:
     await _require_may_read(request, gateway)
     await _check_rate(request, gateway)
     key = check_key(request.path_params["key_name"])
-    profile = await find_local_profile(gateway, request.path_params["user_id"])
-    fields = profile_fields(profile)
+    user_id = request.path_params["user_id"]
+    if (elsewhere := _of_another_server(gateway, user_id)) is not None:
+        fields = await ask_profile(gateway, elsewhere, key)
+    else:
+        fields = profile_fields(await find_local_profile(gateway, user_id))
     if key not in fields:
         raise NotFound("The profile has no such field")
     return json_reply({key: fields[key]})
@@ -160,6 +168,36 @@ async def find_local_profile(gateway: GatewayDeps, user_id: str) -> Profile:
     if profile is None:
         raise NotFound("There is no such user")
     return profile
+
+
+def _of_another_server(gateway: GatewayDeps, user_id: str) -> UserId | None:
+    try:
+        parsed = parse_user_id(user_id)
+    except InvalidIdentifier as error:
+        raise InvalidParam(f"user_id: {error}") from error
+    return parsed if gateway.peers is not None and server_of(parsed) != gateway.server_name else None
+
+
+async def ask_profile(gateway: GatewayDeps, user_id: UserId, key: str | None = None) -> dict[str, Any]:
+    """The profile of a user of another server, as that one tells it; or one field of it.
+
+    Spec: S-S API §Querying for information.
+
+    Raises:
+        NotFound: there is no such user, or the server cannot be asked.
+    """
+    if gateway.peers is None:
+        raise NotFound("The user is not known to this server")
+    query = {"user_id": user_id} | ({} if key is None else {"field": key})
+    try:
+        answer = await gateway.peers.get(
+            server_of(user_id), PEER_PATH, query, timeout_s=PEER_SECONDS, max_bytes=2 * MAX_PROFILE_BYTES
+        )
+    except PeerError as error:
+        log.info("profile of another server not to be had", user_id=user_id, error=str(error))
+        raise NotFound("The user's profile cannot be had from their server") from None
+    fields = {name: value for name, value in answer.items() if key is None or name == key}
+    return {name: value for name, value in fields.items() if name not in _IN_EVENTS or isinstance(value, str)}
 
 
 def profile_fields(profile: Profile) -> dict[str, Any]:
