@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 PENDING_LIMIT = 1_000  # records of a partition kept in memory; beyond, they are read from PostgreSQL
 SLICE = 500
 RETRY_SECONDS = 0.5
-PAUSE_SECONDS = 0.01  # nobody waits for room.log: what is committed so soon after goes with the next request
+PAUSE_SECONDS = 0.03  # nobody waits for room.log: what is committed so soon after goes with the next request
 
 
 class Pump:

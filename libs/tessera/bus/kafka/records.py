@@ -23,7 +23,7 @@ from tessera.clock import Clock
 from tessera.records import LogRecord, decode_record, encode_record
 
 ENDS_SECONDS = 5.0
-PAUSE_SECONDS = 0.01  # nobody waits for room.log: what comes so soon after another record may come with the next
+PAUSE_SECONDS = 0.02  # nobody waits for room.log: what comes so soon after another record may come with the next
 MAX_REWIND = 2_000  # records before the newest that a reader goes back to; beyond, PostgreSQL is the better source
 
 
