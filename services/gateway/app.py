@@ -41,6 +41,7 @@ from services.gateway import (
     tags,
     third_party_ids,
     third_party_networks,
+    unstable_paths,
     users,
     versions,
     voip,
@@ -116,7 +117,7 @@ _MODULES = (
         voip,
         third_party_networks,
     ),
-    *(keys, cross_signing, room_keys, send_to_device),
+    *(keys, cross_signing, room_keys, send_to_device, unstable_paths),
 )
 
 
@@ -135,8 +136,9 @@ def gateway_routers() -> Iterator[APIRouter]:
             yield mounted(router)
         if (router := getattr(module, "v1_router", None)) is not None:
             yield mounted(router, V1_PREFIXES)
-        if (router := getattr(module, "admin_router", None)) is not None:
-            yield router
+        for whole in ("admin_router", "whole_router"):
+            if (router := getattr(module, whole, None)) is not None:
+                yield router
 
 
 def build_gateway(

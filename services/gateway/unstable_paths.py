@@ -1,0 +1,24 @@
+"""Endpoints by the names that they had as proposals: clients of before the specification took them still ask so.
+
+Spec: MSC4133 (profile fields), MSC1756 (cross-signing).
+"""
+
+from fastapi import APIRouter
+from starlette.responses import Response
+from starlette.routing import Route
+
+from services.gateway.cross_signing import upload_cross_signing_keys
+from services.gateway.profile import delete_profile_field, get_profile_field, set_profile_field
+
+_FIELD = "/_matrix/client/unstable/uk.tcpip.msc4133/profile/{user_id}/{key_name}"
+
+routes = [Route(_FIELD, get_profile_field, methods=["GET"])]
+
+whole_router = APIRouter(default_response_class=Response)
+"""Its paths are whole."""
+
+whole_router.add_api_route(_FIELD, set_profile_field, methods=["PUT"])
+whole_router.add_api_route(_FIELD, delete_profile_field, methods=["DELETE"])
+whole_router.add_api_route(
+    "/_matrix/client/unstable/keys/device_signing/upload", upload_cross_signing_keys, methods=["POST"]
+)
