@@ -43,6 +43,10 @@ synapse: $(DEVELOPMENT)
 test-interop: $(DEVELOPMENT) $(JS)
 	$(PYTEST) tests/interop
 
+# A web client in headless Chromium, which must be on the machine.
+test-browser: $(DEVELOPMENT) $(JS)
+	$(PYTEST) tests/browser
+
 simulation: $(DEVELOPMENT)
 	$(BIN)/python tests/simulation/run_seeds.py --seeds 2000
 
