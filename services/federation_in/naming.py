@@ -28,6 +28,7 @@ SWEEP_SECONDS = 5.0
 SWEEP_ROWS = 500  # of one shard at once
 MAX_NAMED = 100  # rows of one command
 MAX_AWAITED = 5_000  # commands whose outcomes are listened for
+ALWAYS_MORE = 1 << 30  # an unpark takes in some of what waits; the rest is to be looked after
 NOBODY = UserId("")  # such commands have no sender
 
 
@@ -76,7 +77,7 @@ class InboxNaming:
 
     async def unpark(self, room_id: RoomId) -> None:
         """Tell a room's writer that ancestors have come."""
-        await self._send(self._shards.partition_of(room_id), room_id, Unpark(), 1)
+        await self._send(self._shards.partition_of(room_id), room_id, Unpark(), ALWAYS_MORE)
 
     async def sweep(self) -> None:
         """Run for ever: name what lies."""

@@ -9,6 +9,7 @@ from remote_room import THERE, RemoteRoom
 
 from matrixcore.events import Event
 from matrixcore.identifiers import EventId, ServerName
+from tessera.federation.errors import PeerRefused
 
 
 def fields(events: Sequence[Event]) -> list[Mapping[str, Any]]:
@@ -57,6 +58,8 @@ class Resident:
         ts, backwards = int(query["ts"]), query["dir"] == "b"
         times = {e: event.origin_server_ts for e, event in self.room.events.items()}
         near = [e for e, at in times.items() if (at <= ts if backwards else at >= ts)]
+        if not near:
+            raise PeerRefused(404, "M_NOT_FOUND", "nothing")
         nearest = min(near, key=lambda e: abs(times[e] - ts))
         return {"event_id": nearest, "origin_server_ts": times[nearest]}
 

@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 from peer_world import PeerWorld, know_keys, peer_world, resigned
-from remote_room import DORA, THERE, RemoteRoom, remote_room
+from remote_room import DORA, THERE, THERE_KEY, RemoteRoom, remote_room
 from resident_server import Resident
 from writer_world import ALICE, World
 
+from matrixcore.event_hashes import content_hash
+from matrixcore.event_signing import sign_event
+from matrixcore.events import parse_event
 from matrixcore.identifiers import ServerName, UserId
-from matrixcore.signing import SigningKey
+from matrixcore.signing import SigningKey, encode_base64
 from tessera.commands import Append, NewEvent
 from tessera.storage.database import Database
 
@@ -159,3 +162,29 @@ async def test_endless_history_ends_in_a_told_state(peer: PeerWorld, room: Remot
     names = [asked[1].split("/")[4] for asked in peer.peers.asked]
     assert names.count("get_missing_events") <= 10
     assert names.count("state_ids") == 1
+
+
+async def test_auth_events_that_cite_each_other_hold_up_only_themselves(peer: PeerWorld) -> None:
+    """In version 1, whose event IDs prove nothing."""
+    room = await remote_room(peer.world, "1")
+    Resident(peer, room)
+    tip = room.tip
+    first = room.topic("first")
+    second = room.topic("second", prev=[tip], auth=[*room.events[tip].auth_events, first.event_id])
+    rules = first.rules
+    circular = {**first.fields, "auth_events": [*first.fields["auth_events"], [second.event_id, {}]]}
+    circular["hashes"] = {"sha256": encode_base64(content_hash(circular, rules))}
+    circular["signatures"] = {}
+    room.events[first.event_id] = sign_event(parse_event(circular, rules), THERE, THERE_KEY)
+    event = room.message("x", prev=[tip], auth=[*room.events[tip].auth_events, second.event_id])
+    room.tip = tip
+    fine = room.message("fine")
+    await peer.send(event, fine)
+
+    async def is_stuck() -> bool:
+        return await room.row(fine) is not None and await room.inbox_states() == ["parked"] * 3
+
+    await peer.until(is_stuck)
+    assert not await peer.intake.fetcher.fetch_room(room.room_id)
+    await peer.world.accepted(room.room_id, Append(NewEvent("m.room.message", None, {"body": "x"})), ALICE)
+    assert await room.row(event) is None

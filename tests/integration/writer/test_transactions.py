@@ -12,6 +12,7 @@ from writer_world import ALICE, KEY, SERVER, World
 from matrixcore.canonical_json import encode_canonical_json
 from matrixcore.identifiers import RoomId, ServerName
 from matrixcore.signing import SigningKey
+from services.federation_in import transactions
 from tessera.commands import Append, NewEvent
 from tessera.storage import received_transactions
 from tessera.storage.database import Database
@@ -211,3 +212,13 @@ async def test_requests_must_be_signed_by_their_origin(peer: PeerWorld) -> None:
     answer = await peer.client.put("/_matrix/federation/v1/send/1", content=encode_canonical_json({"pdus": []}))
     assert answer.status_code == 401
     assert THERE_KEY.version == wrong.version
+
+
+async def test_a_flood_of_device_messages_waits(
+    peer: PeerWorld, accounts: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transactions, "MAX_LYING_EDUS", 150)
+    edus = [{"edu_type": "m.direct_to_device", "content": {"message_id": str(n)}} for n in range(100)]
+    answers = [(await peer.put_transaction(edus=edus, txn=f"flood{number}")).status_code for number in range(4)]
+    assert answers == [200, 200, 503, 503]
+    assert await accounts.fetchval("SELECT count(*) FROM accounts.received_edus") == 200
