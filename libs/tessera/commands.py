@@ -126,7 +126,23 @@ class NoteMembership:
     stripped_state: bytes | None = None
 
 
-CommandBody = Append | CreateRoom | Draft | AppendPdu | SetReceipts | ReceivePdus | Unpark | EnterRoom | NoteMembership
+@dataclass(frozen=True, slots=True)
+class NotePurged:
+    """History of the room has been deleted (tessera.storage.purging): say so in a record."""
+
+
+CommandBody = (
+    Append
+    | CreateRoom
+    | Draft
+    | AppendPdu
+    | SetReceipts
+    | ReceivePdus
+    | Unpark
+    | EnterRoom
+    | NoteMembership
+    | NotePurged
+)
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(CommandBody)}
 
 

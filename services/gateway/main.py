@@ -1,14 +1,17 @@
 """Puts the gateway together: the client-server API."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 from services.gateway import (
     delayed_event_timers,
     departures,
     guest_removal,
     profile_propagation,
+    purge_history,
+    redacted_originals,
     room_upgrade_saga,
     stale_devices,
 )
@@ -77,6 +80,8 @@ async def open_gateway(around: Surroundings) -> AsyncIterator[Service]:
                 lambda: delayed_event_timers.run(gateway.rooms, around.clock),
                 lambda: departures.run(gateway.rooms, around.clock),
                 lambda: room_upgrade_saga.run(gateway.rooms, around.clock),
+                lambda: purge_history.run(gateway.rooms, gateway.server_name, around.clock),
+                *_retention(around),
                 lambda: stale_devices.run(gateway, around.clock),
                 *((joiner.resume,) if joiner is not None else ()),
                 *(
@@ -93,3 +98,9 @@ async def open_gateway(around: Surroundings) -> AsyncIterator[Service]:
         await commands.stop()
         passwords.close()
         await gateway.calls.close()
+
+
+def _retention(around: Surroundings) -> Iterator[Callable[[], Coroutine[Any, Any, None]]]:
+    """What deletes data that is to be kept for a while only."""
+    if (kept_ms := around.settings.redaction_retention_period) is not None:
+        yield lambda: redacted_originals.run(around.shards, around.clock, kept_ms)

@@ -15,7 +15,7 @@ from services.gateway.room_changes import RoomChanges, Session
 from tessera.commands import NewEvent
 from tessera.http.errors import BadJson, Forbidden, InvalidParam, MatrixError, MissingParam, NotFound
 from tessera.restricted_joins import CannotGrantJoin, find_authoriser, list_other_authorisers
-from tessera.storage import user_log, user_rooms
+from tessera.storage import notice_rooms, user_log, user_rooms
 from tessera.storage.room_reads.rooms import RoomForReader, find_for_reader
 
 MEMBERSHIPS = frozenset(("join", "invite", "leave", "ban", "knock"))
@@ -123,6 +123,11 @@ async def leave_room(changes: RoomChanges, session: Session, room_id: RoomId, ex
         raise NotFound("This room is not known here")
     if found.membership is None:
         raise Forbidden("You are not in this room")
+    if found.membership == "invite":
+        async with changes.accounts.reading() as tx:
+            is_notices = await notice_rooms.is_notice_room(tx, session.user_id, room_id)
+        if is_notices:
+            raise MatrixError("This invite cannot be rejected", errcode="M_CANNOT_LEAVE_SERVER_NOTICE_ROOM", status=403)
     return await changes.append(
         room_id, session, NewEvent("m.room.member", session.user_id, content), done_if_membership=("leave",)
     )

@@ -24,6 +24,7 @@ from services.gateway import (
     mutual_rooms,
     notifications,
     peeking_events,
+    purge_history,
     read_markers,
     receipts,
     redaction,
@@ -38,6 +39,7 @@ from services.gateway import (
     rooms,
     rtc_transports,
     search,
+    server_notices,
     space_hierarchy,
     threads_list,
     typing,
@@ -73,7 +75,12 @@ def room_routers() -> list[APIRouter]:
         _under(space_hierarchy.router, _V1_PREFIXES[:1]),
     ]
     unstable = [delayed_events.router, rtc_transports.router]
-    return [mounted(module.router) for module in _MODULES] + newer + unstable
+    return (
+        [mounted(module.router) for module in _MODULES]
+        + newer
+        + unstable
+        + [purge_history.router, server_notices.router]
+    )
 
 
 def _under(router: APIRouter, prefixes: Sequence[str]) -> APIRouter:

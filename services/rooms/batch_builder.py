@@ -11,9 +11,10 @@ from matrixcore.room_versions import ROOM_VERSIONS
 from services.rooms.hot_rooms import HotRoom, HotRooms, hot_room_of
 from services.rooms.local_events import append, create_room, draft
 from services.rooms.parted_commands import PartedCommands
+from services.rooms.purged import note_purged
 from services.rooms.receipts import set_receipts
 from services.rooms.room_work import PartitionWork, Refused, RoomWork, Signer, StateNotLoaded, start_work
-from tessera.commands import Append, Command, CreateRoom, Draft, Outcome, OutcomeStatus, SetReceipts
+from tessera.commands import Append, Command, CreateRoom, Draft, NotePurged, Outcome, OutcomeStatus, SetReceipts
 from tessera.storage.rooms import Loaded, Wanted
 
 
@@ -108,6 +109,8 @@ def _outcome_of(building: Building, rooms: HotRooms, command: Command, signer: S
     body = command.body
     if isinstance(body, CreateRoom):
         return _create(building, rooms, command, body, signer)
+    if isinstance(body, NotePurged) and (followed_or_not := find_work(building, rooms, command)) is not None:
+        return note_purged(followed_or_not, command)
     work = work_of(building, rooms, command, signer)
     if isinstance(body, Append):
         return append(work, command, body, signer)

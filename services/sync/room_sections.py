@@ -199,7 +199,8 @@ class ShardReader:
             for room_id, rows in found.items():
                 room = pending[room_id]
                 kept = self._shown(room, rows)
-                room.limited = len(kept) > limit or len(rows) >= scan
+                is_purged = not room.is_fresh and room.row.purged_anchor > room.floor
+                room.limited = len(kept) > limit or len(rows) >= scan or is_purged
                 room.events = kept[len(kept) - limit :] if limit and len(kept) > limit else kept if limit else []
                 if room.is_fresh and (room.planned.was_known or not room.planned.is_new):
                     room.limited = True

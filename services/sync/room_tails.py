@@ -145,6 +145,8 @@ class RoomTails:
         elif isinstance(body, StateBody):
             tail.members.clear()
             tail.heroes = None
+        elif record.kind is RecordKind.PURGED:
+            tail.forget(record.position - 1)
 
     def _trim(self, tail: RoomTail) -> None:
         record = tail.records.popleft()

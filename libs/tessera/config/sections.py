@@ -115,6 +115,22 @@ class Support(Section):
     support_page: str | None = None
 
 
+class ServerNotices(Section):
+    """The room in which the server talks to each of its users, and who it is there.
+
+    Attributes:
+        auto_join: users need not accept the invite.
+    """
+
+    system_mxid_localpart: Annotated[str, Field(pattern=r"^[a-z0-9._=/+-]{1,200}$")]
+    system_mxid_display_name: str | None = None
+    system_mxid_avatar_url: str | None = None
+    room_name: str = "Server Notices"
+    room_avatar_url: str | None = None
+    room_topic: str | None = None
+    auto_join: bool = False
+
+
 class Pool(Section):
     """Connections to one database from one process."""
 

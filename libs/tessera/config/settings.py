@@ -22,6 +22,7 @@ from tessera.config.sections import (
     Pool,
     Presence,
     Push,
+    ServerNotices,
     TrustedKeyServer,
     UserDirectory,
 )
@@ -91,6 +92,7 @@ class Settings(RateLimits, UrlPreviews, AccountKeys):
     max_event_delay_duration: Duration | None = DAY_MS
     redaction_retention_period: Duration | None = 7 * DAY_MS
     forgotten_room_retention_period: Duration | None = None
+    server_notices: ServerNotices | None = None
     alias_creation_rules: tuple[DirectoryRule, ...] = (DirectoryRule(),)
     room_list_publication_rules: tuple[DirectoryRule, ...] = (DirectoryRule(),)
     allow_public_rooms_without_auth: bool = False

@@ -120,7 +120,6 @@ UNSUPPORTED = frozenset(
         "retention",
         "room_prejoin_state",
         "saml2_config",
-        "server_notices",
         "spam_checker",
         "third_party_event_rules",
         "track_appservice_user_ips",

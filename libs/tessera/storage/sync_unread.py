@@ -91,14 +91,14 @@ LEFT JOIN LATERAL (
 ) gone ON now.notify_count > coalesce(at.notify, 0)
 """
 
-# Nothing from before the own membership counts, whatever was read.
+# Nothing from before the own membership counts, nor what has been deleted, whatever was read.
 _READ_AT_LEAST = """
 FROM unnest($1::text[], $2::bigint[]) AS w (room_id, read_anchor)
 CROSS JOIN LATERAL (
     SELECT greatest(w.read_anchor, (
         SELECT s.anchor FROM rooms.current_state s
         WHERE s.room_id = w.room_id AND s.type = 'm.room.member' AND s.state_key = $3
-    ), 0) AS anchor
+    ), (SELECT r.purged_anchor FROM rooms.rooms r WHERE r.room_id = w.room_id), 0) AS anchor
 ) base
 """
 
@@ -116,7 +116,7 @@ CROSS JOIN LATERAL (
     ), (
         SELECT s.anchor FROM rooms.current_state s
         WHERE s.room_id = w.room_id AND s.type = 'm.room.member' AND s.state_key = $3
-    ), 0) AS anchor
+    ), now.purged_anchor) AS anchor
 ) read
 """,
     counted="",

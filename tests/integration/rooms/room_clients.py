@@ -14,7 +14,7 @@ class TokenIsTheUser:
 
     async def authenticate(self, request: Request) -> Requester:
         user_id, _, device = access_token_of(request).partition("|")
-        return Requester(UserId(user_id), device, is_guest=device.startswith("GUEST"))
+        return Requester(UserId(user_id), device, is_guest=device.startswith("GUEST"), is_admin=device == "ADMIN")
 
 
 class Client:

@@ -24,6 +24,7 @@ from tessera.commands import (
     CommandBody,
     CreateRoom,
     NewEvent,
+    NotePurged,
     Outcome,
     OutcomeStatus,
     ReceivePdus,
@@ -190,6 +191,11 @@ class WriterInHand:
         receipt = Receipt(user_id, "m.read", "", event_id, self._clock.now_ms())
         batches = await self._submit(room_id, user_id, SetReceipts((receipt,)))
         return joined_batch(self.rooms[room_id].partition, batches)
+
+    async def note_purged(self, room_id: RoomId) -> PartitionBatch:
+        """Say that history of the room has been deleted."""
+        (batch,) = await self._submit(room_id, UserId(""), NotePurged())
+        return batch
 
     async def _submit(self, room_id: RoomId, sender: UserId, body: CommandBody) -> list[PartitionBatch]:
         room = self.rooms[room_id]

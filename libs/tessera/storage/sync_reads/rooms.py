@@ -22,6 +22,7 @@ class SyncRoom(NamedTuple):
         heroes: the first members, if the room has no event that names it; see `list_heroes`.
         members_changed: whether any membership changed above the position that the client knows.
         name_pdu, alias_pdu: of m.room.name and m.room.canonical_alias.
+        purged_anchor: up to where messages have been deleted; 0 if none have.
     """
 
     room_id: RoomId
@@ -34,6 +35,7 @@ class SyncRoom(NamedTuple):
     heroes: list[UserId] | None
     members_changed: bool
     steps: tuple[MembershipStep, ...]
+    purged_anchor: int
 
 
 class KnownRoom(NamedTuple):
@@ -80,7 +82,7 @@ SELECT p.partition, p.incarnation, p.head,
            SELECT FROM rooms.state_history h
            WHERE h.room_id = r.room_id AND h.anchor > w.floor AND h.type = 'm.room.member'
        ),
-       own.anchors, own.subs, own.memberships, own.event_ids
+       own.anchors, own.subs, own.memberships, own.event_ids, r.purged_anchor
 FROM rooms.partitions p
 LEFT JOIN (
     unnest($1::text[], $2::bigint[], $4::bigint[], $5::integer[]) AS w (room_id, after, floor, incarnation)
@@ -179,7 +181,9 @@ async def list_sync_rooms(
             MembershipStep(OrderKey(anchor, sub), membership or "leave", event_id)
             for anchor, sub, membership, event_id in zip(*(row[at] or () for at in range(11, 15)), strict=True)
         )
-        found[room_id] = SyncRoom(room_id, row[0], row[4], row[5], row[6], row[7], row[8], row[9], row[10], steps)
+        found[room_id] = SyncRoom(
+            room_id, row[0], row[4], row[5], row[6], row[7], row[8], row[9], row[10], steps, row[15]
+        )
     return heads, found
 
 
