@@ -20,9 +20,11 @@ async def test_each_server_reads_the_keys_of_the_other(
         for server, other in (servers, servers[::-1]):
             # As a notary a server fetches what it passes on.
             key_ids = read_key_document(documents[other.server_name], now_ms=0).keys
-            question = {"server_keys": {other.server_name: {key_id: {} for key_id in key_ids}}}
+            question = {
+                "server_keys": {other.server_name: {key_id: {"minimum_valid_until_ts": 0} for key_id in key_ids}}
+            }
             answer = await http.post(f"https://{server.server_name}/_matrix/key/v2/query", json=question)
-            assert len(answer.json()["server_keys"]) == 1, server.log.read_text()[-3000:]
+            assert len(answer.json().get("server_keys", ())) == 1, answer.text + server.log.read_text()[-3000:]
             (passed_on,) = answer.json()["server_keys"]
             assert read_key_document(passed_on, now_ms=0).server_name == other.server_name
             assert server.server_name in passed_on["signatures"]

@@ -161,18 +161,32 @@ class Examination:
             return
         if not is_address(target.host):
             yield good("DNS", f"{target.host} is {', '.join(address for address, _ in places)}")
+        unreached: list[Finding] = []
+        reached = False
         for address, port in places:
             where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
             if not self._public.allows(address):
                 text = "servers of the open network call no such address (ip_range_blocklist)"
                 yield Finding(Level.WARNING, f"address {where}", text)
-            finding = await self._examine_tls(server, target, address, port, where)
+            try:
+                finding = await self._examine_tls(server, target, address, port, where)
+            except OSError as error:
+                reason = f"no answer within {CONNECT_SECONDS:g} s: closed by a firewall?"
+                if not isinstance(error, TimeoutError):
+                    reason = f"no connection: {error.strerror or error}"
+                unreached.append(failure(f"TLS {where}", reason))
+                continue
+            reached = True
             yield finding
             if finding.level is not Level.FAILURE:
                 for more in await self._examine_answers(server, target, where, expected_keys):
                     yield more
+        for finding in unreached:
+            # Whoever asks tries the other addresses as well, only later.
+            yield Finding(Level.WARNING, finding.step, finding.text) if reached else finding
 
     async def _examine_tls(self, server: ServerName, target: Target, address: str, port: int, where: str) -> Finding:
+        """What is at an address. Raises OSError: nobody takes a connection there."""
         step = f"TLS {where}"
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
@@ -183,10 +197,6 @@ class Examination:
             return failure(step, f"the certificate is not believed: {error.verify_message}")
         except ssl.SSLError as error:
             return failure(step, f"no TLS: {error.reason or error}")
-        except TimeoutError:
-            return failure(step, f"no answer within {CONNECT_SECONDS:g} s: closed by a firewall?")
-        except OSError as error:
-            return failure(step, f"no connection: {error.strerror or error}")
         try:
             certificate: Mapping[str, Any] = writer.get_extra_info("peercert") or {}
             version = writer.get_extra_info("ssl_object").version()

@@ -196,6 +196,14 @@ async def test_a_clock_that_is_wrong_and_a_certificate_that_ends_soon_are_warned
         assert said in warned
 
 
+async def test_one_address_of_two_that_answers_is_enough(clinic: Clinic) -> None:
+    await clinic.serve(NAME, 8448, HomeServer())
+    clinic.dns.places[NAME, 8448].insert(0, ("127.0.0.1", free_port()))
+    findings = await clinic.findings()
+    assert not worst(findings)
+    assert "no connection" in texts(findings, Level.WARNING)
+
+
 async def test_the_deprecated_service_name_is_warned_of(clinic: Clinic) -> None:
     clinic.dns.services["_matrix._tcp.home.example"] = [ServiceRecord(1, 1, 1, "home.example", 60)]
     await clinic.serve(NAME, 1, HomeServer())
