@@ -15,6 +15,9 @@ import orjson
 from matrixcore.identifiers import EventId, RoomId, UserId
 from tessera.records import Receipt
 
+# Of events that only bring forward extremities together: part of the DAG, and shown to nobody.
+DUMMY_EVENT = "org.matrix.dummy_event"
+
 
 class OutcomeStatus(IntEnum):
     """How a command ended; decided once."""

@@ -3,7 +3,9 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
+from services.federation_in import extremity_merging
 from services.federation_in.dependencies import FederationInDeps
 from services.federation_in.edu_intake import EduIntake
 from services.federation_in.fetching import AncestorFetcher
@@ -41,7 +43,8 @@ async def open_intake(deps: FederationInDeps) -> AsyncIterator[Intake]:
     transactions = TransactionReceiver(deps.accounts, receiver, naming, deps.clock, edus, InviteEnds(deps))
     await naming.start()
     try:
-        background = (naming.sweep, fetcher.sweep, lambda: fetcher.run(naming), *edus.background)
+        merging: Background = partial(extremity_merging.run, deps)
+        background = (naming.sweep, fetcher.sweep, lambda: fetcher.run(naming), merging, *edus.background)
         yield Intake(transactions, naming, fetcher, background)
     finally:
         await naming.stop()

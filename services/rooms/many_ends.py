@@ -18,10 +18,10 @@ from matrixcore.identifiers import EventId, StateKey
 from matrixcore.verdicts import ACCEPTED, Accepted
 from services.rooms.judging import Judged
 from services.rooms.local_events import accept, build_on, find_done, find_unchanged, keys_of
-from services.rooms.merging import LoadState, place_judged
+from services.rooms.merging import LoadState, place_judged, store_unplaced
 from services.rooms.room_past import RoomPast, State
 from services.rooms.room_work import Refused, RoomWork, Signer
-from tessera.commands import Append, Command, Draft, Outcome
+from tessera.commands import DUMMY_EVENT, Append, Command, Draft, Outcome
 
 MAX_CONSIDERED = 200  # of the newest extremities
 
@@ -48,6 +48,9 @@ async def above_some(
         return accept(work, command, (same,))
     past.learn(event)
     judged = Judged(ACCEPTED, before, await past.find_places(chosen))
+    if event.type == DUMMY_EVENT:
+        await store_unplaced(work, past, event, judged)
+        return accept(work, command, (event.event_id,))
     await place_judged(
         work,
         past,

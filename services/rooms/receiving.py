@@ -28,6 +28,7 @@ from services.rooms.redacting import find_target, may_apply
 from services.rooms.room_past import RoomPast
 from services.rooms.room_work import Refused, RoomWork, Signer, StateNotLoaded
 from tessera.commands import (
+    DUMMY_EVENT,
     Append,
     AppendPdu,
     Command,
@@ -272,7 +273,12 @@ class Receiver:
         )
 
     def _must_wait(self, event: Event) -> bool:
-        """Whether a redaction has no target yet: it is kept without a place, and meets its target when that comes."""
+        """Whether an accepted event is kept without a place.
+
+        A redaction without its target meets it when that comes; an event that only merges is shown to nobody ever.
+        """
+        if event.type == DUMMY_EVENT:
+            return True
         if event.redacts is None or find_target(self.work, event.redacts) is not None:
             return False
         self._redactions.setdefault(event.redacts, event)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from matrixcore.identifiers import RoomId, ServerName
+from matrixcore.identifiers import RoomId, ServerName, UserId
 from tessera.storage.database import Transaction
 
 _LIST_ROOMS = """
@@ -31,6 +31,16 @@ SELECT j.room_id, j.partition, j.room_version, true, false, NULL, (
            ) AS lying
        )
 FROM rooms.joins j WHERE j.room_id = ANY($1::text[]) AND j.state IN ('sending', 'staged')
+"""
+
+_LIST_SCATTERED = "SELECT room_id FROM rooms.rooms WHERE cardinality(forward_extremities) > $1 LIMIT $2"
+_COUNT_EXTREMITIES = "SELECT cardinality(forward_extremities) FROM rooms.rooms WHERE room_id = $1"
+# Who has been in the room for longest is likeliest to be allowed to send.
+_LIST_SENDERS = """
+SELECT state_key FROM rooms.current_state
+WHERE room_id = $1 AND type = 'm.room.member' AND membership = 'join'
+  AND right(state_key, length($2) + 1) = ':' || $2
+ORDER BY anchor, sub LIMIT $3
 """
 
 _LIST_SERVERS = """
@@ -74,3 +84,18 @@ async def list_peer_rooms(
 async def list_servers(tx: Transaction, room_id: RoomId, own: ServerName, limit: int) -> list[ServerName]:
     """The other servers with joined users, those with most of them first."""
     return [ServerName(row[0]) for row in await tx.fetch(_LIST_SERVERS, room_id, own, limit)]
+
+
+async def list_scattered_rooms(tx: Transaction, above: int, limit: int) -> list[RoomId]:
+    """Rooms with more forward extremities than this."""
+    return [RoomId(row[0]) for row in await tx.fetch(_LIST_SCATTERED, above, limit)]
+
+
+async def count_extremities(tx: Transaction, room_id: RoomId) -> int:
+    """How many forward extremities a room has."""
+    return int(await tx.fetchval(_COUNT_EXTREMITIES, room_id) or 0)
+
+
+async def list_senders(tx: Transaction, room_id: RoomId, own: ServerName, limit: int) -> list[UserId]:
+    """Joined users of a server, those who came first."""
+    return [UserId(row[0]) for row in await tx.fetch(_LIST_SENDERS, room_id, own, limit)]
