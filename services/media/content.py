@@ -22,6 +22,7 @@ DEFAULT_WAIT_MS = 20_000
 MAX_WAIT_MS = 60_000
 POLL_SECONDS = 0.5
 RETRY_AFTER_MS = 1000
+MAX_REMOTE_ID = 255
 
 _MEDIA_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
@@ -94,19 +95,29 @@ async def upload_to(deps: MediaDeps, user_id: UserId, server_name: str, media_id
 
 
 async def get_content(
-    deps: MediaDeps, server_name: str, media_id: str, wait_ms: int, *, authenticated: bool
+    deps: MediaDeps,
+    server_name: str,
+    media_id: str,
+    wait_ms: int,
+    *,
+    authenticated: bool,
+    allow_remote: bool = True,
 ) -> UploadedContent:
     """The content of a media ID, waiting for it if the ID is reserved.
 
     Args:
         wait_ms: at most MAX_WAIT_MS count, and none at all while too many others wait.
         authenticated: whether the request came with an access token on one of the new paths.
+        allow_remote: whether another server may be asked for what it has. Who has no account here gets nothing fetched.
 
     Raises:
         NotFound: unknown, expired, or not to be had on this path.
-        MatrixError: 504 M_NOT_YET_UPLOADED.
+        MatrixError: 504 M_NOT_YET_UPLOADED; 502: its server cannot be asked.
     """
-    row = await _find_row(deps, server_name, media_id)
+    if server_name != deps.server_name:
+        row = await _find_remote(deps, server_name, media_id, allow_remote=allow_remote and authenticated)
+    else:
+        row = await _find_row(deps, server_name, media_id)
     if row is not None and row.uploaded_ts is None and not deps.waiters.locked():
         async with deps.waiters:
             row = await _wait_for_upload(deps, media_id, row, min(max(wait_ms, 0), MAX_WAIT_MS))
@@ -140,6 +151,13 @@ async def _find_row(deps: MediaDeps, server_name: str, media_id: str) -> MediaRo
         return None
     async with deps.accounts.reading() as tx:
         return await media.find(tx, deps.server_name, media_id)
+
+
+async def _find_remote(deps: MediaDeps, server_name: str, media_id: str, *, allow_remote: bool) -> MediaRow | None:
+    """The row of another server's media ID, fetched if it may be."""
+    if deps.remote is None or not allow_remote or not 0 < len(media_id) <= MAX_REMOTE_ID or "\0" in media_id:
+        return None
+    return await deps.remote.find(server_name, media_id)
 
 
 async def _receive(deps: MediaDeps, given: Upload) -> UploadedContent:

@@ -13,6 +13,7 @@ from tessera.clock import Clock
 from tessera.http.limits import RateLimits
 from tessera.ids import IdSource
 from tessera.storage.database import Database
+from tessera.storage.media import MediaRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,13 @@ class LinkPreviewer(Protocol):
         """The preview of a URL as JSON."""
 
 
+class RemoteFinder(Protocol):
+    """`services.media.remote.RemoteMedia`."""
+
+    async def find(self, server_name: str, media_id: str) -> MediaRow | None:
+        """The row of another server's media. Raises MatrixError."""
+
+
 @dataclass(frozen=True, slots=True)
 class MediaDeps:
     """Everything that outlives a request.
@@ -47,6 +55,7 @@ class MediaDeps:
         uploads: one place for each upload that is being received.
         waiters: one place for each download that waits for content to come.
         previewer: None where the operator wants no link previews.
+        remote: fetches what other servers have; None without federation.
     """
 
     server_name: ServerName
@@ -60,6 +69,7 @@ class MediaDeps:
     waiters: asyncio.Semaphore
     rates: RateLimits
     previewer: LinkPreviewer | None = None
+    remote: RemoteFinder | None = None
 
     def close(self) -> None:
         """End the threads; blocks until what they are doing is finished."""

@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from services.media import sweeping
+from services.media import federated, sweeping
 from services.media.dependencies import MediaDeps, MediaLimits
 from services.media.disk_store import DiskStore
+from services.media.remote import RemoteMedia
 from services.media.routes import media_routes
 from services.media.thumbnailer import Thumbnailer
 from tessera.clock import Clock
@@ -40,13 +41,20 @@ async def open_media(around: Surroundings) -> AsyncIterator[Service]:
     except OSError as error:
         raise CannotStart(f"media_store_path: {settings.media_directory} cannot be used: {error.strerror}") from error
     previewer = _previewer(settings) if settings.url_preview_enabled else None
+    remote = None
+    if around.federation is not None and around.federation.policy.enabled:
+        client = around.federation.client
+        limit = settings.max_upload_size
+        remote = RemoteMedia(client, around.accounts, media.store, around.clock, around.ids, limit)
     try:
         yield Service(
-            routes={"media": media_routes()},
-            state={"media": replace(media, previewer=previewer)},
+            routes={"media": media_routes(), "federation": federated.routes},
+            state={"media": replace(media, previewer=previewer, remote=remote)},
             background=(lambda: sweeping.run(media),),
         )
     finally:
+        if remote is not None:
+            await remote.close()
         if previewer is not None:
             await previewer.close()
         media.close()

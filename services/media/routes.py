@@ -16,6 +16,7 @@ from services.media.content import DEFAULT_WAIT_MS, Upload, get_content, reserve
 from services.media.dependencies import MediaDeps, media_of
 from services.media.disk_store import StoredObject
 from services.media.response_headers import clean_filename, content_headers
+from services.media.thumbnailer import ServedThumbnail
 from services.media.thumbnails import ImageTooLarge, NoThumbnail, ThumbnailRequest
 from tessera.http.authentication import authenticate
 from tessera.http.bodies import declared_length, stream_body
@@ -137,8 +138,19 @@ async def _thumbnail(request: Request, *, authenticated: bool) -> Response:
     media = media_of(request)
     wanted = thumbnail_request_of(request)
     content = await _content_of(media, request, authenticated=authenticated)
+    thumbnail = await find_thumbnail(media, content, wanted)
+    extension = thumbnail.content_type.rpartition("/")[2]
+    return ContentResponse(thumbnail.content_type, f"thumbnail.{extension}", thumbnail.content)
+
+
+async def find_thumbnail(media: MediaDeps, content: UploadedContent, wanted: ThumbnailRequest) -> ServedThumbnail:
+    """A thumbnail of stored content.
+
+    Raises:
+        MatrixError: of this there are none. TooLarge, NotFound
+    """
     try:
-        thumbnail = await media.thumbnailer.get(content.object_key, wanted)
+        return await media.thumbnailer.get(content.object_key, wanted)
     except NoThumbnail:
         raise MatrixError(
             "Cannot generate thumbnails for the requested content", errcode="M_UNKNOWN", status=400
@@ -147,8 +159,6 @@ async def _thumbnail(request: Request, *, authenticated: bool) -> Response:
         raise TooLarge("Content is too large to thumbnail") from None
     except FileNotFoundError:
         raise NotFound("Not found") from None
-    extension = thumbnail.content_type.rpartition("/")[2]
-    return ContentResponse(thumbnail.content_type, f"thumbnail.{extension}", thumbnail.content)
 
 
 def thumbnail_request_of(request: Request) -> ThumbnailRequest:
@@ -172,9 +182,20 @@ def thumbnail_request_of(request: Request) -> ThumbnailRequest:
 
 async def _content_of(media: MediaDeps, request: Request, *, authenticated: bool) -> UploadedContent:
     path = request.path_params
+    return await get_content(
+        media,
+        path["server_name"],
+        path["media_id"],
+        wait_ms_of(request),
+        authenticated=authenticated,
+        allow_remote=request.query_params.get("allow_remote", "true") != "false",
+    )
+
+
+def wait_ms_of(request: Request) -> int:
+    """How long content that is not there yet is waited for. Raises InvalidParam."""
     given = request.query_params.get("timeout_ms")
-    wait_ms = DEFAULT_WAIT_MS if given is None else _natural(given, "timeout_ms")
-    return await get_content(media, path["server_name"], path["media_id"], wait_ms, authenticated=authenticated)
+    return DEFAULT_WAIT_MS if given is None else _natural(given, "timeout_ms")
 
 
 def _upload_of(request: Request) -> Upload:

@@ -21,6 +21,8 @@ INSERT INTO accounts.media
 VALUES ($1, $2, $3, $4, $4, $5, $6, $7, $8, $9)
 """
 
+ADD_FETCHED = ADD_UPLOADED.rstrip() + " ON CONFLICT (origin, media_id) DO NOTHING RETURNING true"
+
 COUNT_PENDING = """
 SELECT count(*), min(expires_ts) FROM accounts.media
 WHERE user_id = $1 AND uploaded_ts IS NULL AND expires_ts > $2
@@ -94,6 +96,14 @@ async def add_uploaded(
 ) -> None:
     """Record content under a new ID."""
     await tx.execute(ADD_UPLOADED, origin, media_id, user_id, now_ms, *_columns(content))
+
+
+async def add_fetched(
+    tx: Transaction, origin: ServerName, media_id: str, user_id: UserId, now_ms: int, content: UploadedContent
+) -> bool:
+    """Record what another server had; False if somebody else was first, and theirs stays."""
+    added = await tx.fetchval(ADD_FETCHED, origin, media_id, user_id, now_ms, *_columns(content))
+    return added is not None
 
 
 async def count_pending(tx: Transaction, user_id: UserId, now_ms: int) -> tuple[int, int | None]:
