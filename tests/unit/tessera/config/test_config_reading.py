@@ -125,7 +125,6 @@ user_directory: {prefer_local_users: true, show_locked_users: false}
     )
     assert settings.unused_keys == (
         "listeners.resources.compress",
-        "rc_joins.remote",
         "user_directory.prefer_local_users",
     )
 
