@@ -23,7 +23,7 @@ from matrixcore.identifiers import RoomId, UserId
 from matrixcore.room_versions import ROOM_VERSIONS
 from services.gateway.dependencies import GatewayDeps
 from services.gateway.new_room import parse_new_room
-from services.gateway.room_changes import Session
+from services.gateway.room_changes import RoomUnavailable, Session
 from services.serve import run_services
 from services.stores import open_stores
 from tessera.clock import SystemClock
@@ -199,7 +199,7 @@ class RoomLoader:
         while True:
             try:
                 event_id = await self._gateway.rooms.append(room_id, Session(user_of(sender)), event)
-            except DatabaseUnavailable:  # the machine is busy with other work, too; a client would try again as well
+            except (DatabaseUnavailable, RoomUnavailable):  # the machine is busy with other work; a client would do the same
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             self._count(1)
