@@ -199,7 +199,7 @@ class RoomLoader:
         while True:
             try:
                 event_id = await self._gateway.rooms.append(room_id, Session(user_of(sender)), event)
-            except (DatabaseUnavailable, RoomUnavailable):  # the machine is busy with other work; a client would do the same
+            except (DatabaseUnavailable, RoomUnavailable):  # the machine is busy: a client tries again, too
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             self._count(1)
