@@ -10,6 +10,7 @@ Spec: S-S API §Checks performed on receipt of a PDU, §Backfilling and retrievi
 import asyncio
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import orjson
 import structlog
@@ -49,6 +50,14 @@ SWEEP_SECONDS = 10.0
 SWEEP_ROOMS = 50
 KEEP_SECONDS = 3 * 24 * 3_600.0  # that PDUs wait for ancestors that nobody gives
 EXPIRED_ROWS = 1_000
+
+
+class _Found(Enum):
+    """What came of fetching."""
+
+    NOTHING = "nothing"  # it is to be tried again later
+    ALL_HERE = "all here"  # there was nothing to be fetched
+    STAGED = "staged"  # the writer is to try again
 
 
 @dataclass(slots=True)
@@ -140,25 +149,25 @@ class AncestorFetcher:
             failures = await fetches.claim(tx, room_id, self._owner, LEASE_SECONDS)
         if failures is None:
             return False
-        is_better = False
+        found: _Found | None = None
         try:
             async with asyncio.timeout(FETCH_SECONDS):
-                is_better = await self._fetch(room_id, database)
+                found = await self._fetch(room_id, database)
         finally:
             async with database.reading() as tx:
-                if is_better:
+                if found is not None and found is not _Found.NOTHING:
                     await fetches.forget(tx, room_id, self._owner)
                 else:
                     wait = min(FIRST_WAIT_SECONDS * 2 ** min(failures, 20), LONGEST_WAIT_SECONDS)
                     await fetches.release(tx, room_id, self._owner, failures + 1, wait)
-        return is_better
+        return found is _Found.STAGED
 
-    async def _fetch(self, room_id: RoomId, database: Database) -> bool:
+    async def _fetch(self, room_id: RoomId, database: Database) -> _Found:
         async with database.reading() as tx:
             room = await fetches.find_room(tx, room_id)
             missing = await inbox.list_missing(tx, room_id, MAX_MISSING)
             if room is None or not missing:
-                return False
+                return _Found.ALL_HERE
             heads = await fetches.list_parked(tx, room_id, as_outlier=False, limit=MAX_HEADS)
             citing = await fetches.list_parked(tx, room_id, as_outlier=True, limit=MAX_HEADS)
             known = await fetches.find_known(tx, room_id, [one.event_id for one in missing])
@@ -166,7 +175,7 @@ class AncestorFetcher:
             lying = await inbox.count(tx, room_id, MAX_LYING)
         if lying >= MAX_LYING:
             log.warning("too much waits for ancestors", room_id=room_id)
-            return await self._has_staged(database, room_id)
+            return _Found.STAGED if await self._has_staged(database, room_id) else _Found.NOTHING
         origins = [one.origin for one in (*heads, *citing)]
         servers = list(dict.fromkeys((*origins[:MAX_SERVERS], *others)))[: 2 * MAX_SERVERS]
         task = _Task(room_id, room, ROOM_VERSIONS[room.room_version], servers, {}, {}, {})
@@ -176,11 +185,13 @@ class AncestorFetcher:
             await self._fetch_history(task, database, heads, ancestors)
         if cited := cited - task.history.keys():
             await self._fetch_outliers(task, database, citing, cited)
-        if not task.history and not task.outliers and not task.told:
-            # What they wait for lies here already, and was staged without the writer's having heard of it.
-            return not ancestors and not cited and await self._has_staged(database, room_id)
-        await self._stage(task, database, heads)
-        return True
+        if task.history or task.outliers or task.told:
+            await self._stage(task, database, heads)
+            return _Found.STAGED
+        if ancestors or cited:
+            return _Found.NOTHING
+        # What they wait for lies here already, perhaps without the writer's having heard of it.
+        return _Found.STAGED if await self._has_staged(database, room_id) else _Found.ALL_HERE
 
     @staticmethod
     async def _has_staged(database: Database, room_id: RoomId) -> bool:

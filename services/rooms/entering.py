@@ -26,7 +26,7 @@ from services.rooms.placing import STRIPPED, place_event, strip
 from services.rooms.room_work import Refused, RoomWork, Signer, start_work
 from tessera.commands import Command, EnterRoom, MembershipDelta, NewEvent, NoteMembership, Outcome
 from tessera.records import RecordKind, StateBody, StateMembership
-from tessera.storage import joins
+from tessera.storage import inbox, joins
 from tessera.storage.database import Transaction
 from tessera.storage.joins import Join
 
@@ -102,7 +102,8 @@ async def drop_strays(
     if await joins.list_joining(tx, [command.room_id]):
         raise Refused(404, "M_NOT_FOUND", "This server is about to join the room")
     work = find_work(building, rooms, command) or await _work_elsewhere(tx, building, command)
-    work.inbox.update(dict.fromkeys(inbox_ids))
+    rows = await inbox.load(tx, command.room_id, inbox_ids)
+    work.inbox.update((row.inbox_id, None) for row in rows)
     return accept(work, command, ())
 
 
