@@ -322,7 +322,7 @@ def _array(numbers: Sequence[int]) -> str:
     return "{" + ",".join(map(str, numbers)) + "}"
 
 
-_ORDERS = {
+ORDERS = {
     "destination": "destination",
     "retry_last_ts": "last_attempt",
     "retry_interval": "retry_seconds",
@@ -350,7 +350,7 @@ async def list_statuses(
     direction = "DESC" if descending else "ASC"
     rows = await tx.fetch(
         f"SELECT {_STATUS_COLUMNS} FROM accounts.federation_destinations WHERE destination LIKE $1"  # noqa: S608
-        f" ORDER BY {_ORDERS[order_by]} {direction} NULLS LAST, destination OFFSET $2 LIMIT $3",
+        f" ORDER BY {ORDERS[order_by]} {direction} NULLS LAST, destination OFFSET $2 LIMIT $3",
         pattern,
         start,
         limit,
