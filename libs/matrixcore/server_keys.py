@@ -10,7 +10,7 @@ from typing import Any
 from matrixcore.identifiers import InvalidIdentifier, ServerName, parse_server_name
 from matrixcore.signing import ALGORITHM, KEY_BYTES, SigningKey, decode_base64, encode_base64, sign_json, verify_json
 
-MAX_KEYS = 200  # of one document
+MAX_KEYS = 200  # of each kind in one document
 MAX_KEY_ID_LENGTH = 100
 # A key is believed so long without asking again, whatever its server says.
 MAX_VALIDITY_MS = 7 * 86_400_000

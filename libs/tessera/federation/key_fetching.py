@@ -30,7 +30,8 @@ FETCH_SECONDS = 12.0
 NOTARY_SECONDS = 20.0
 MAX_AT_ONCE = 50
 MAX_UNDER_WAY = 2_000
-MAX_SERVERS = 20_000  # that it is remembered of when they were asked
+MAX_SERVERS = 10_000  # that it is remembered of when they were asked
+KEPT_KEYS = 20  # of each, in memory
 NOTARY_BATCH = 200  # servers in one question
 # A server that has just answered, or not answered, is left alone for a while, the longer the more often it failed.
 AGAIN_SECONDS = 10.0
@@ -112,6 +113,7 @@ class KeyFetcher:
         fetched = {server: one for server, one in zip(servers, answers, strict=True) if one is not None}
         # Somebody may have asked between a caller's look at the account store and this one.
         found: Found = {s: dict(asked.keys) for s in needs if (asked := self._asked.get(s)) is not None and asked.keys}
+        found.update((server, dict(one.document.keys)) for server, one in fetched.items())
         left = {s: its for s, its in needs.items() if not all(need.is_met_by(found.get(s)) for need in its)}
         for notary in self._notaries:
             if not left:
@@ -172,7 +174,7 @@ class KeyFetcher:
             log.info("no keys", server=server, error=str(error))
             return None
         now = self._clock.monotonic()
-        self._asked[server] = _Asked(now, now + AGAIN_SECONDS, keys=document.keys)
+        self._asked[server] = _Asked(now, now + AGAIN_SECONDS, keys=newest_keys(document.keys))
         return _Fetched(document, raw)
 
     async def _ask_notary(self, notary: TrustedKeyServer, needs: KeyNeeds) -> list[_Fetched]:
@@ -242,6 +244,14 @@ def _add_from_notary(
         before = found.get(key_id) or known.get(key_id)
         if before is None or (before.public_key == key.public_key and before.valid_until_ts < key.valid_until_ts):
             found[key_id] = key
+
+
+def newest_keys(keys: Mapping[str, ServerKey]) -> Mapping[str, ServerKey]:
+    """So many keys of a server as are kept in memory; who has more is looked up in the account store for the others."""
+    if len(keys) <= KEPT_KEYS:
+        return keys
+    newest = sorted(keys.items(), key=lambda item: item[1].valid_until_ts, reverse=True)
+    return dict(newest[:KEPT_KEYS])
 
 
 def _criteria(needs: Sequence[KeyNeed]) -> dict[str, dict[str, int]]:

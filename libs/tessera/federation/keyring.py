@@ -15,13 +15,13 @@ from matrixcore.server_keys import ServerKey
 from matrixcore.signing import signing_key_ids, verify_json, verify_signature
 from tessera.bounded_cache import BoundedCache
 from tessera.federation.errors import BadSignature, KeyNotFound
-from tessera.federation.key_fetching import KeyFetcher, KeyNeed, KeysOf
+from tessera.federation.key_fetching import KeyFetcher, KeyNeed, KeysOf, newest_keys
 from tessera.federation.own_keys import OwnKeys
 from tessera.federation.signature_checks import SignatureChecker, SignedEvent
 from tessera.storage.database import Database
 from tessera.storage.server_keys import list_server_keys
 
-MAX_SERVERS = 20_000  # in memory
+MAX_SERVERS = 10_000  # in memory
 ANY_TIME = 0  # for rooms whose versions do not ask when a key was valid
 
 
@@ -118,7 +118,8 @@ class Keyring:
 
     def _learn(self, keys: KeysOf, found: dict[ServerName, Mapping[str, ServerKey]]) -> None:
         for server, its in keys.items():
-            found[server] = self._known[server] = {**found.get(server, {}), **its}
+            found[server] = {**found.get(server, {}), **its}
+            self._known[server] = newest_keys(found[server])
 
     def _needs_of(self, event: Event, rules: RoomVersionRules) -> list[KeyNeed] | BadSignature:
         at_ms = event.origin_server_ts if rules.enforce_key_validity else ANY_TIME

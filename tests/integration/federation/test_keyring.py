@@ -195,6 +195,19 @@ async def test_many_events_of_many_servers(keys: KeyWorld) -> None:
     assert [peer.asked for peer in peers] == [1] * 20
 
 
+async def test_a_server_with_many_keys_fills_the_store_and_not_the_memory(keys: KeyWorld) -> None:
+    peer = await keys.peer("a.example")
+    now = keys.clock.now_ms()
+    retired = [SigningKey(f"r{number}", bytes([number]) * 32) for number in range(100)]
+    peer.old = {key.key_id: (key.public_key, now - 1 - number) for number, key in enumerate(retired)}
+    keyring = keys.keyring()
+    events = [peer.event(now - 1 - number, key=key) for number, key in enumerate(retired)]
+    assert await verdicts(keyring, *events) == ["good"] * 100
+    assert await verdicts(keyring, *reversed(events)) == ["good"] * 100
+    assert peer.asked == 1
+    assert len(keyring._known.get(peer.name) or ()) == 20
+
+
 async def test_our_own_keys(keys: KeyWorld) -> None:
     own = KeyPeer(OWN_NAME, keys.clock, key=OWN_KEY)
     keyring = keys.keyring()
