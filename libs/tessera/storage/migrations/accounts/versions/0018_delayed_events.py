@@ -8,7 +8,7 @@ branch_labels = None
 depends_on = None
 
 STATEMENTS = (
-    # request: the PUT that asked for it, where a client may repeat it. replaced: the state event that was in force then.
+    # request: the PUT that asked for it, where a client may repeat it. replaced: the state event in force at that time.
     # taken: a gateway is sending it; due_at is when another one tries if it dies.
     """
     CREATE TABLE accounts.delayed_events (
