@@ -15,7 +15,7 @@ from tessera.bus import BusUnavailable, CommandBus, RecordBus
 from tessera.bus.kafka import TopicsDisagree, open_buses
 from tessera.clock import SystemClock
 from tessera.commands import Command
-from tessera.config import Listener, Settings, load_signing_keys
+from tessera.config import Listener, Settings, load_appservices, load_signing_keys
 from tessera.config.listeners import Resource
 from tessera.config.services import ServiceName
 from tessera.fanout.redis import open_fanout, open_rate_limits
@@ -103,7 +103,7 @@ async def run_service(
         rates = {name: Rate(limit.per_second, limit.burst_count) for name, limit in settings.rate_limits().items()}
         limits = await stack.enter_async_context(open_rate_limits(fanout, rates, clock))
         last_seen = LastSeenRecorder(stores.accounts, clock)
-        authenticator = TokenAuthenticator(stores.accounts, clock, last_seen)
+        authenticator = TokenAuthenticator(stores.accounts, clock, last_seen, load_appservices(settings))
         await authenticator.start(fanout)
         stack.push_async_callback(authenticator.stop)
         signing_keys = load_signing_keys(settings)

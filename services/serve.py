@@ -16,7 +16,7 @@ from services.stores import Progress, Stores, open_stores
 from services.sync.main import open_sync
 from tessera.bus import LocalCommandBus, LocalRecordBus, RecordBus
 from tessera.clock import Clock, SystemClock
-from tessera.config import Settings, load_signing_keys
+from tessera.config import Settings, load_appservices, load_signing_keys
 from tessera.fanout import LocalFanout
 from tessera.http.limits import LocalRateLimits, Rate
 from tessera.ids import IdSource
@@ -85,7 +85,7 @@ async def run_services(
             fanout=LocalFanout(),
             limits=LocalRateLimits(clock, rates),
             last_seen=last_seen,
-            authenticator=TokenAuthenticator(stores.accounts, clock, last_seen),
+            authenticator=TokenAuthenticator(stores.accounts, clock, last_seen, load_appservices(settings)),
             signing_key=signing_keys[0],
             federation=federation,
         )

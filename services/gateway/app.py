@@ -19,6 +19,7 @@ from services.gateway import (
     admin_register,
     admin_rooms,
     admin_users,
+    appservice_ping,
     auth_fallback,
     capabilities,
     cross_signing,
@@ -52,7 +53,7 @@ from services.gateway import (
 )
 from services.gateway import filter as filters
 from services.gateway.address_validation import AddressValidation
-from services.gateway.claimed_names import ClaimedNames, NoClaims
+from services.gateway.claimed_names import ClaimedNames
 from services.gateway.dependencies import GatewayDeps
 from services.gateway.login_attempts import LoginAttempts
 from services.gateway.member_event_propagation import MemberEventPropagator
@@ -103,6 +104,7 @@ _MODULES = (
         admin_users,
         admin_destinations,
         admin_rooms,
+        appservice_ping,
         account_management,
     ),
     *(
@@ -201,7 +203,7 @@ def build_gateway(
         propagate_profile=MemberEventPropagator(changes),
         signing_key=signing_key,
         receipts=ReceiptBatches(changes),
-        claims=claims or NoClaims(),
+        claims=claims or authenticator.appservices,
         profile_lookups=GatheredLookups(find_profiles),
     )
 

@@ -11,10 +11,3 @@ class ClaimedNames(Protocol):
     def is_user_claimed(self, user_id: UserId) -> bool:
         """Whether an application service has this user ID in an exclusive namespace."""
         ...
-
-
-class NoClaims:
-    """Nobody claims anything: a server without application services."""
-
-    def is_user_claimed(self, user_id: UserId) -> bool:
-        return False

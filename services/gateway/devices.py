@@ -53,10 +53,11 @@ async def delete_device(
     device_id: str, body: OptionalJsonObject, requester: CurrentRequester, gateway: GatewayDep
 ) -> Response:
     """Delete a device after interactive authentication."""
-    await gateway.uia.require(
-        UiaRequest("deleteDevice", (requester.user_id, device_id), PASSWORD_FLOWS, requester.user_id),
-        body.get("auth"),
-    )
+    if requester.appservice_id is None:  # those have no password, and need none
+        await gateway.uia.require(
+            UiaRequest("deleteDevice", (requester.user_id, device_id), PASSWORD_FLOWS, requester.user_id),
+            body.get("auth"),
+        )
     await end_sessions(gateway, requester.user_id, [device_id])
     return json_reply({})
 
@@ -65,10 +66,11 @@ async def delete_device(
 async def delete_devices(body: JsonObject, requester: CurrentRequester, gateway: GatewayDep) -> Response:
     """Delete several devices after one interactive authentication."""
     device_ids = _parse_device_ids(body)
-    await gateway.uia.require(
-        UiaRequest("deleteDevices", (requester.user_id, *device_ids), PASSWORD_FLOWS, requester.user_id),
-        body.get("auth"),
-    )
+    if requester.appservice_id is None:
+        await gateway.uia.require(
+            UiaRequest("deleteDevices", (requester.user_id, *device_ids), PASSWORD_FLOWS, requester.user_id),
+            body.get("auth"),
+        )
     await end_sessions(gateway, requester.user_id, device_ids)
     return json_reply({})
 

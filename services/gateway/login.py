@@ -3,15 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from matrixcore.identifiers import UserId, server_of
-from services.gateway.dependencies import GatewayDep, GatewayDeps, SettingsDep
+from services.gateway.appservice_names import APPSERVICE_LOGIN, parse_appservice_name, require_appservice
+from services.gateway.dependencies import GatewayDep, GatewayDeps
 from services.gateway.registration import SessionRequest
 from services.gateway.routing import ClientAddress, JsonObject, client_router
 from services.gateway.sessions import start_session
 from services.gateway.user_identifiers import find_login_user
 from services.gateway.wellknown import client_wellknown
+from tessera.appservices import Registration
 from tessera.http.errors import BadJson, Forbidden, MatrixError, MissingParam, UserLocked
 from tessera.http.replies import json_reply
 from tessera.storage import cross_signing, one_time_logins, users
@@ -22,17 +25,21 @@ _REFUSED = "Invalid username or password"
 
 
 @router.get("/login")
-async def get_login_flows(settings: SettingsDep) -> Response:
+async def get_login_flows(gateway: GatewayDep) -> Response:
     """The ways to log in."""
     flows: list[dict[str, Any]] = [{"type": "m.login.password"}]
-    if settings.login_via_existing_session.enabled:
+    if gateway.settings.login_via_existing_session.enabled:
         flows.append({"type": "m.login.token", "get_login_token": True})
+    if gateway.authenticator.appservices.registrations:
+        flows.append({"type": APPSERVICE_LOGIN})
     return json_reply({"flows": flows})
 
 
 @router.post("/login")
-async def login(body: JsonObject, gateway: GatewayDep, client_address: ClientAddress) -> Response:
+async def login(request: Request, body: JsonObject, gateway: GatewayDep, client_address: ClientAddress) -> Response:
     """Log a device in; a known device gets a new token in place of its old one."""
+    if body.get("type") == APPSERVICE_LOGIN:
+        return json_reply(await login_by_appservice(gateway, require_appservice(gateway, request), body))
     gateway.attempts.check_address(client_address)
     kind = body.get("type")
     if kind is None:
@@ -91,6 +98,27 @@ async def login_by_token(gateway: GatewayDeps, body: Mapping[str, Any]) -> dict[
         raise UserLocked
     gateway.attempts.check_account(user.user_id)
     return await begin_session(gateway, user.user_id, session)
+
+
+async def login_by_appservice(gateway: GatewayDeps, service: Registration, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Start a session of a user of the service.
+
+    Raises:
+        Exclusive: the user is not in its namespaces. Forbidden: nor registered. UserLocked
+    """
+    session = SessionRequest.parse(body)
+    identifier = body.get("identifier")
+    name = identifier.get("user") if isinstance(identifier, Mapping) else body.get("user")
+    if not isinstance(name, str):
+        raise BadJson("identifier.user must be a string")
+    user_id = parse_appservice_name(service, name, gateway.server_name)
+    async with gateway.accounts.reading() as tx:
+        user = await users.find_user(tx, user_id)
+    if user is None or user.deactivated:
+        raise Forbidden("The user is not registered")
+    if user.locked:
+        raise UserLocked
+    return await begin_session(gateway, user_id, session)
 
 
 async def begin_session(gateway: GatewayDeps, user_id: UserId, session: SessionRequest) -> dict[str, Any]:

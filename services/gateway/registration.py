@@ -8,10 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from matrixcore.identifiers import InvalidIdentifier, ServerName, UserId, is_valid_localpart, user_id_of
 from services.gateway.address_validation import in_use
+from services.gateway.appservice_names import APPSERVICE_LOGIN, parse_appservice_name, require_appservice
 from services.gateway.dependencies import GatewayDep, GatewayDeps
 from services.gateway.passwords import MAX_PASSWORD_BYTES
 from services.gateway.registration_flows import registration_flows
@@ -19,9 +21,11 @@ from services.gateway.routing import ClientAddress, JsonObject, client_router
 from services.gateway.sessions import start_session
 from services.gateway.uia import Proof, UiaRequest
 from services.gateway.uia_stages import EMAIL, MSISDN, REGISTRATION_TOKEN, TERMS
+from tessera.appservices import Registration
 from tessera.http.errors import BadJson, Exclusive, Forbidden, InvalidParam, InvalidUsername, MissingParam, UserInUse
 from tessera.http.replies import json_reply
 from tessera.storage import registration_tokens, threepids, users
+from tessera.storage.appservice_users import set_appservice
 from tessera.storage.database import Transaction
 
 router = client_router()
@@ -53,9 +57,11 @@ class SessionRequest:
 
 @router.post("/register")
 async def register(
-    body: JsonObject, gateway: GatewayDep, client_address: ClientAddress, kind: str = "user"
+    request: Request, body: JsonObject, gateway: GatewayDep, client_address: ClientAddress, kind: str = "user"
 ) -> Response:
-    """Register a user after interactive authentication, or a guest without."""
+    """Register a user after interactive authentication, or a guest or an application service's user without."""
+    if body.get("type") == APPSERVICE_LOGIN:
+        return json_reply(await register_by_appservice(gateway, require_appservice(gateway, request), body))
     gateway.limits.check("rc_registration", client_address)
     if kind == "guest":
         return json_reply(await register_guest(gateway, body))
@@ -99,6 +105,23 @@ async def register_user(gateway: GatewayDeps, body: Mapping[str, Any]) -> dict[s
     return await registered_reply(gateway, user_id, None if inhibit_login else session)
 
 
+async def register_by_appservice(
+    gateway: GatewayDeps, service: Registration, body: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Make an account without a password in the service's namespace.
+
+    Raises:
+        Exclusive: the name is not in it. UserInUse, InvalidUsername, MissingParam, BadJson
+    """
+    username = optional_text(body, "username") or optional_text(body, "user")
+    if not username:
+        raise MissingParam("username is missing")
+    user_id = parse_appservice_name(service, username, gateway.server_name)
+    session = None if optional_flag(body, "inhibit_login") else SessionRequest.parse(body)
+    await add_account(gateway, user_id, None, appservice_id=service.service_id)
+    return await registered_reply(gateway, user_id, session)
+
+
 async def register_guest(gateway: GatewayDeps, body: Mapping[str, Any]) -> dict[str, Any]:
     """Make a guest's account; all of the body but initial_device_display_name is ignored."""
     if not gateway.settings.allow_guest_access:
@@ -118,6 +141,7 @@ async def add_account(
     is_guest: bool = False,
     is_admin: bool = False,
     proof: Proof | None = None,
+    appservice_id: str | None = None,
 ) -> UserId:
     """Make the account, under a name of the server's choice if there is none given; the proof is used up with it.
 
@@ -139,6 +163,8 @@ async def add_account(
                     now_ms=gateway.clock.now_ms(),
                 ):
                     raise UserInUse
+                if appservice_id is not None:
+                    await set_appservice(tx, name, appservice_id)
                 if proof is not None:
                     await _settle_proof(tx, gateway, name, proof)
             return name

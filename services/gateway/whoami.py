@@ -10,8 +10,9 @@ from tessera.http.replies import json_reply
 async def get_token_owner(request: Request) -> Response:
     """The user and device of the token; no query while the token is cached."""
     requester = await requester_of(request)
-    reply: dict[str, object] = {"user_id": requester.user_id, "device_id": requester.device_id}
-    reply["is_guest"] = requester.is_guest
+    reply: dict[str, object] = {"user_id": requester.user_id, "is_guest": requester.is_guest}
+    if requester.device_id:
+        reply["device_id"] = requester.device_id
     return json_reply(reply)
 
 

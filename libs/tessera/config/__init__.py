@@ -1,6 +1,6 @@
 """The configuration: homeserver.yaml and the environment, checked once, frozen afterwards."""
 
-from tessera.config.consistency import load_signing_keys
+from tessera.config.consistency import load_appservices, load_signing_keys
 from tessera.config.errors import ConfigError, Problem
 from tessera.config.generating import generate_config
 from tessera.config.kafka import KafkaSettings
@@ -20,6 +20,7 @@ __all__ = [
     "RedisSettings",
     "Settings",
     "generate_config",
+    "load_appservices",
     "load_signing_keys",
     "parse_redis_url",
     "read_settings",

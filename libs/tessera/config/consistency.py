@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from matrixcore.signing import InvalidKey, SigningKey, read_signing_keys
+from tessera.appservices import AppServices, InvalidRegistration, read_registrations
 from tessera.config.errors import ConfigError, Problem
 from tessera.config.settings import Settings
 
@@ -83,6 +84,10 @@ def file_problems(settings: Settings) -> list[Problem]:
     if not problems:
         problems.extend(_certificate_problems(settings))
     try:
+        load_appservices(settings)
+    except ConfigError as error:
+        problems.extend(error.problems)
+    try:
         load_signing_keys(settings)
     except ConfigError as error:
         problems.extend(error.problems)
@@ -99,6 +104,19 @@ def _certificate_problems(settings: Settings) -> Iterator[Problem]:
     except (ssl.SSLError, OSError) as error:
         reason = getattr(error, "reason", None) or error
         yield Problem("tls_certificate_path", f"{certificate} with the key {key} cannot be used: {reason}")
+
+
+def load_appservices(settings: Settings) -> AppServices:
+    """The application services that the files of app_service_config_files register.
+
+    Raises:
+        ConfigError: a file cannot be used.
+    """
+    try:
+        return read_registrations(settings.app_service_config_files, settings.server_name)
+    except InvalidRegistration as error:
+        problem = Problem("app_service_config_files", str(error))
+        raise ConfigError("application services", [problem]) from None
 
 
 def load_signing_keys(settings: Settings) -> list[SigningKey]:

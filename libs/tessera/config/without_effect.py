@@ -13,7 +13,6 @@ from tessera.config.sections import section_of
 
 WITHOUT_EFFECT = frozenset(
     [
-        "app_service_config_files",
         "database.allow_unsafe_locale",
         "database.args.keepalives_count",
         "database.args.keepalives_idle",

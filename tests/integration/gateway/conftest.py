@@ -14,7 +14,7 @@ from services.gateway.app import build_gateway, create_gateway_app
 from services.gateway.dependencies import GatewayDeps
 from services.gateway.passwords import Passwords
 from tessera.clock import FakeClock
-from tessera.config import Settings
+from tessera.config import Settings, load_appservices
 from tessera.http.limits import LocalRateLimits, Rate
 from tessera.ids import IdSource
 from tessera.last_seen import LastSeenRecorder
@@ -34,8 +34,9 @@ async def make_server(accounts: Database) -> AsyncIterator[Callable[..., Server]
     def make(rates: dict[str, Rate] | None = None, **overrides: Any) -> Server:
         clock, fanout = FakeClock(), RecordingFanout()
         last_seen = LastSeenRecorder(accounts, clock)
+        settings = Settings.for_tests(server_name=SERVER, **overrides)
         gateway = build_gateway(
-            settings=Settings.for_tests(server_name=SERVER, **overrides),
+            settings=settings,
             clock=clock,
             ids=IdSource(),
             accounts=accounts,
@@ -44,7 +45,7 @@ async def make_server(accounts: Database) -> AsyncIterator[Callable[..., Server]
             commands=cast("RoomCommands", None),
             limits=LocalRateLimits(clock, rates or {}),
             last_seen=last_seen,
-            authenticator=TokenAuthenticator(accounts, clock, last_seen),
+            authenticator=TokenAuthenticator(accounts, clock, last_seen, load_appservices(settings)),
             signing_key=cast("SigningKey", None),
             passwords=passwords,
         )
