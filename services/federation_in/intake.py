@@ -12,6 +12,7 @@ from services.federation_in.fetching import AncestorFetcher
 from services.federation_in.naming import InboxNaming
 from services.federation_in.receiving import PduReceiver
 from services.federation_in.rescissions import InviteEnds
+from services.federation_in.signs_of_life import SignsOfLife
 from services.federation_in.transactions import TransactionReceiver
 from tessera.federation.event_fetching import EventFetcher
 from tessera.service import Background
@@ -40,7 +41,8 @@ async def open_intake(deps: FederationInDeps) -> AsyncIterator[Intake]:
     naming = InboxNaming(deps.bus, deps.fanout, deps.shards, deps.clock, deps.ids, on_parked=fetcher.wake)
     receiver = PduReceiver(deps.server_name, deps.shards, deps.federation.keyring, deps.clock)
     edus = EduIntake.of(deps)
-    transactions = TransactionReceiver(deps.accounts, receiver, naming, deps.clock, edus, InviteEnds(deps))
+    life = SignsOfLife(deps.accounts, deps.clock)
+    transactions = TransactionReceiver(deps.accounts, receiver, naming, deps.clock, edus, InviteEnds(deps), life)
     await naming.start()
     try:
         merging: Background = partial(extremity_merging.run, deps)

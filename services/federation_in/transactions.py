@@ -22,6 +22,7 @@ from matrixcore.identifiers import ServerName
 from services.federation_in.naming import InboxNaming
 from services.federation_in.receiving import PduReceiver
 from services.federation_in.routing import V1
+from services.federation_in.signs_of_life import SignsOfLife
 from tessera.clock import Clock
 from tessera.federation.authentication import Peer, PeerAuthenticator
 from tessera.http.deadlines import deadline
@@ -67,6 +68,7 @@ class TransactionReceiver:
 
     Attributes:
         edus: None drops what is not stored.
+        life: told who is there.
     """
 
     accounts: Database
@@ -75,6 +77,7 @@ class TransactionReceiver:
     clock: Clock
     edus: EduReceiver | None = None
     rescinder: InviteRescinder | None = None
+    life: SignsOfLife | None = None
     locks: "OriginLocks" = field(default_factory=lambda: OriginLocks())
 
     async def receive(self, peer: Peer, txn_id: str) -> bytes:
@@ -84,6 +87,8 @@ class TransactionReceiver:
             BadJson: no transaction, or too large a one. Unavailable, DatabaseUnavailable
         """
         pdus, edus = _parts_of(peer.content)
+        if self.life is not None:
+            await self.life.note(peer.origin)
         async with self.locks.of(peer.origin):
             async with self.accounts.reading() as tx:
                 if (reply := await received_transactions.find_reply(tx, peer.origin, txn_id)) is not None:

@@ -7,17 +7,28 @@ from typing import Any
 import orjson
 import pytest
 
-from matrixcore.identifiers import RoomId, ServerName, UserId
+from matrixcore.identifiers import EventId, RoomId, ServerName, UserId
 from services.federation_in.device_resync import DeviceResync
 from services.federation_in.edus import PassingEdus
+from services.federation_in.signs_of_life import SignsOfLife
 from services.federation_in.stored_edus import StoredEdus
-from tessera.clock import SystemClock
+from tessera.clock import FakeClock, SystemClock
 from tessera.commands import Command, Outcome, OutcomeStatus, SetReceipts
 from tessera.fanout import LocalFanout, Subscriber
 from tessera.federation.errors import PeerUnreachable
 from tessera.ids import IdSource
-from tessera.storage import device_changes, presence, received_transactions, remote_devices, to_device
+from tessera.storage import (
+    device_changes,
+    federation_destinations,
+    federation_queue,
+    presence,
+    received_transactions,
+    remote_devices,
+    to_device,
+)
 from tessera.storage.database import Database
+from tessera.storage.federation_destinations import Failure
+from tessera.storage.federation_queue import NewPdu
 from tessera.storage.shards import RoomShards
 from tessera.wakes import PresenceChange, TypingChange
 
@@ -273,3 +284,28 @@ async def test_cross_signing_keys_are_taken_from_their_own_server_alone(world: W
     await world.receive("m.signing_key_update", {"user_id": CAROL, "master_key": key})
     await world.receive("m.signing_key_update", {"user_id": BOB, "master_key": {**key, "usage": ["self_signing"]}})
     assert await world.changes() == [(BOB, "")]
+
+
+async def test_who_sends_is_sent_to_again(world: World) -> None:
+    async with world.accounts.transaction() as tx:
+        await federation_queue.add_pdus(tx, [NewPdu(THERE, ROOM, EventId("$e"))], 64)
+        await federation_destinations.fail(tx, [Failure(THERE, "no route", 3600)])
+        await tx.execute("UPDATE accounts.federation_destinations SET last_attempt = now() - interval '1 hour'")
+    clock = FakeClock()
+    life = SignsOfLife(world.accounts, clock)
+    for server in (EVE.partition(":")[2], THERE):
+        await life.note(ServerName(server))
+
+    async def waits_seconds() -> float:
+        seconds: float = await world.accounts.fetchval(
+            "SELECT extract(epoch FROM due_at - now())::float8 FROM accounts.federation_destinations"
+        )
+        return seconds
+
+    assert await waits_seconds() <= 0
+    await world.accounts.execute("UPDATE accounts.federation_destinations SET due_at = now() + interval '1 hour'")
+    await life.note(THERE)
+    assert await waits_seconds() > 3000, "not with each request"
+    clock.shift(60)
+    await life.note(THERE)
+    assert await waits_seconds() <= 0
