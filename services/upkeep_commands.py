@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from services.stores import Stores
     from tessera.config import Settings
 
-PROJECTIONS = ("memberships", "directory", "search")
+PROJECTIONS = ("memberships", "directory", "search", "people")
 SHOWN_FAULTS = 50
 Partitions = Annotated[list[int] | None, typer.Option("--partition", help="only this one; may be given more than once")]
 
@@ -74,6 +74,7 @@ async def _rebuild(settings: "Settings", stores: "Stores", name: str, partitions
     from matrixcore.identifiers import ServerName
     from tessera.fanout import LocalFanout
     from tessera.rebuilding import Rebuilder
+    from tessera.remote_people import PeopleRebuilder
     from tessera.search_rebuilding import SearchRebuilder
 
     # Nobody hears of it from here: the sync services compare the heads of user logs each half minute.
@@ -82,6 +83,7 @@ async def _rebuild(settings: "Settings", stores: "Stores", name: str, partitions
         "memberships": rebuilder.rebuild_memberships,
         "directory": rebuilder.rebuild_directory,
         "search": SearchRebuilder(stores.shards).rebuild,
+        "people": PeopleRebuilder(stores.accounts, stores.shards, ServerName(settings.server_name)).rebuild,
     }[name]
     rooms = changed = 0
     with _progress() as progress:

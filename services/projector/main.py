@@ -4,11 +4,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
 from matrixcore.identifiers import ServerName
-from services.projector import directory, guest_access, memberships, search, upgraded_rooms
+from services.projector import directory, guest_access, memberships, people, search, upgraded_rooms
 from tessera.bus import SharedRecords
 from tessera.consumer_leases import ConsumerLeases
 from tessera.rebuilding import Rebuilder
 from tessera.record_consumer import RecordConsumer, Step
+from tessera.remote_people import PeopleRebuilder
 from tessera.search_rebuilding import SearchRebuilder
 from tessera.service import Service, Surroundings
 
@@ -54,6 +55,13 @@ def _steps(around: Surroundings) -> Iterator[tuple[str, Step, Callable[[int], Aw
             pass
 
     yield search.CONSUMER, search.SearchStep(around.shards), rebuild_search
+    people_of_others = PeopleRebuilder(around.accounts, around.shards, server_name)
+
+    async def rebuild_people(partition: int) -> None:
+        async for _ in people_of_others.rebuild([partition]):
+            pass
+
+    yield people.CONSUMER, people.PeopleStep(around.shards, server_name), rebuild_people
     upgrades = upgraded_rooms.UpgradedRoomsStep(around.shards, around.fanout, server_name)
     yield upgraded_rooms.CONSUMER, upgrades, _leave_as_it_is
     if around.settings.allow_guest_access:

@@ -29,9 +29,6 @@ WITHOUT_EFFECT = frozenset(
         "password_config.localdb_enabled",
         "pid_file",
         "tessera.services.listeners.resources.compress",
-        "user_directory.exclude_remote_users",
-        "user_directory.prefer_local_users",
-        "user_directory.show_locked_users",
         "user_ips_max_age",
     ]
 )

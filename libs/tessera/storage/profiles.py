@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from matrixcore.identifiers import UserId
 from tessera.storage.database import Transaction
+from tessera.storage.user_directory import search_text_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ _LOCK = "SELECT displayname, avatar_url, custom FROM accounts.profiles WHERE use
 
 _SET = """
 UPDATE accounts.profiles
-SET displayname = $2, avatar_url = $3, custom = $4, search_text = lower(user_id || ' ' || coalesce($2, ''))
+SET displayname = $2, avatar_url = $3, custom = $4, search_text = $5
 WHERE user_id = $1
 """
 
@@ -59,7 +60,8 @@ async def lock_profile(tx: Transaction, user_id: UserId) -> Profile | None:
 
 async def set_profile(tx: Transaction, user_id: UserId, profile: Profile) -> None:
     """Replace the whole profile."""
-    await tx.execute(_SET, user_id, profile.displayname, profile.avatar_url, profile.custom)
+    text = search_text_of(user_id, profile.displayname)
+    await tx.execute(_SET, user_id, profile.displayname, profile.avatar_url, profile.custom, text)
 
 
 async def add_debt(tx: Transaction, user_id: UserId) -> int:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from matrixcore.identifiers import UserId
 from tessera.storage.database import Transaction
+from tessera.storage.user_directory import search_text_of
 from tessera.storage.erased_users import add_erasure
 
 
@@ -31,7 +32,7 @@ WITH made AS (
     ON CONFLICT (user_id) DO NOTHING RETURNING user_id
 ), profile AS (
     INSERT INTO accounts.profiles (user_id, displayname, search_text)
-    SELECT user_id, $6, lower(user_id || ' ' || coalesce($6, '')) FROM made
+    SELECT user_id, $6, $7 FROM made
 ), head AS (
     INSERT INTO accounts.user_log_heads (user_id, head) SELECT user_id, 0 FROM made ON CONFLICT DO NOTHING
 )
@@ -99,7 +100,8 @@ async def add_user(
     now_ms: int,
 ) -> bool:
     """Create an account with its profile; False if the name is taken, by a deactivated account too."""
-    made = await tx.fetchval(_ADD, user_id, password_hash, is_guest, is_admin, now_ms, displayname)
+    text = search_text_of(user_id, displayname)
+    made = await tx.fetchval(_ADD, user_id, password_hash, is_guest, is_admin, now_ms, displayname, text)
     return made is not None
 
 
