@@ -87,6 +87,8 @@ def is_clean(response: httpx.Response) -> bool:
         return True
     if response.request.method == "HEAD":
         return True
+    if response.headers.get("content-type", "").startswith("text/html"):
+        return True  # a page for people, which says it in words
     try:
         body = response.json()
     except ValueError:

@@ -38,7 +38,7 @@ OPEN = frozenset(
         *("get_content_unauthenticated", "get_content_thumbnail_unauthenticated"),
         # What a browser without a token opens while it registers or logs in.
         *("get_auth_fallback", "post_auth_fallback", "get_consent", "registration_token_validity"),
-        *("health", "ready", "metrics"),
+        *("health", "ready", "metrics", "get_server_version"),
     ]
 )
 # What somebody who left, or was banned, still sees or does.
