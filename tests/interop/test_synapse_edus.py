@@ -69,18 +69,6 @@ class Watch:
         }
 
 
-def device_keys(device: Device) -> dict[str, Any]:
-    """Keys that nobody checks."""
-    name = f"ed25519:{device.device_id}"
-    return {
-        "user_id": device.user_id,
-        "device_id": device.device_id,
-        "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
-        "keys": {name: "a" * 43, f"curve25519:{device.device_id}": "b" * 43},
-        "signatures": {device.user_id: {name: "c" * 86}},
-    }
-
-
 async def shared_room(host: Device, guest: Device) -> str:
     """A room of one server that the other's user has joined."""
     room_id = await host.make_room(preset="private_chat", invite=[guest.user_id])
@@ -131,79 +119,6 @@ async def test_edus_reach_the_other_server(
             )
 
 
-async def test_keys_and_messages_of_devices_go_both_ways(
-    tessera_server: FederatedServer, synapse_server: SynapseServer, ours_hosts: bool, unique: str
-) -> None:
-    async with tessera_server.connected() as ours, synapse_server.connected() as theirs:
-        alice, bob = await ours.register(f"alice{unique}"), await theirs.register(f"bob{unique}")
-        await (shared_room(alice, bob) if ours_hosts else shared_room(bob, alice))
-        watches = {alice.user_id: Watch(alice), bob.user_id: Watch(bob)}
-        for watch in watches.values():
-            await watch.look()
-        for sender, other in ((alice, bob), (bob, alice)):
-            watch = watches[other.user_id]
-            watch.changed.clear()
-            one_time = {"signed_curve25519:AAAA": {"key": f"key of {sender.user_id}"}}
-            await sender.post("/keys/upload", {"device_keys": device_keys(sender), "one_time_keys": one_time})
-            await watch.until(lambda w=watch, s=sender: s.user_id in w.changed, "a changed device list")
-
-            async def known(asker: Device = other, owner: Device = sender) -> Any:
-                found = await asker.post("/keys/query", {"device_keys": {owner.user_id: []}})
-                return found["device_keys"].get(owner.user_id, {}).get(owner.device_id)
-
-            keys = await eventually(known, "device keys")
-            assert keys["keys"] == device_keys(sender)["keys"]
-            asked = {sender.user_id: {sender.device_id: "signed_curve25519"}}
-            claimed = await other.post("/keys/claim", {"one_time_keys": asked})
-            assert claimed["one_time_keys"][sender.user_id][sender.device_id] == one_time, claimed
-            await sender.put(
-                f"/sendToDevice/m.secret/{unique}", {"messages": {other.user_id: {"*": {"from": sender.user_id}}}}
-            )
-            message = {"type": "m.secret", "sender": sender.user_id, "content": {"from": sender.user_id}}
-            await watch.until(lambda w=watch, m=message: m in w.to_device, "a message to the device")
-        # A second device becomes known without anybody asking the other server again.
-        second = await ours.login(alice.user_id)
-        await second.post("/keys/upload", {"device_keys": device_keys(second)})
-
-        async def has_second() -> bool:
-            found = await bob.post("/keys/query", {"device_keys": {alice.user_id: []}})
-            return second.device_id in found["device_keys"][alice.user_id]
-
-        await eventually(has_second, "the second device")
-
-
-async def test_profiles_aliases_and_directories_are_asked_for(
-    tessera_server: FederatedServer, synapse_server: SynapseServer, unique: str
-) -> None:
-    async with tessera_server.connected() as ours, synapse_server.connected() as theirs:
-        alice, bob = await ours.register(f"alice{unique}"), await theirs.register(f"bob{unique}")
-        for owner, asker, server in (
-            (alice, bob, tessera_server.server_name),
-            (bob, alice, synapse_server.server_name),
-        ):
-            name = f"Name of {owner.user_id}"
-            await owner.put(f"/profile/{quote(owner.user_id)}/displayname", {"displayname": name})
-            assert (await asker.get(f"/profile/{quote(owner.user_id)}"))["displayname"] == name
-            assert await asker.get(f"/profile/{quote(owner.user_id)}/displayname") == {"displayname": name}
-            assert await asker.refused("GET", f"/profile/{quote('@nobody' + unique + ':' + server)}") == (
-                404,
-                "M_NOT_FOUND",
-            )
-            local = f"room{unique}"
-            room_id = await owner.make_room(
-                preset="public_chat", room_alias_name=local, visibility="public", name=f"Open {unique}"
-            )
-            found = await asker.get(f"/directory/room/{quote(f'#{local}:{server}', safe='')}")
-            assert found["room_id"] == room_id
-            assert server in found["servers"]
-            page = await asker.get("/publicRooms", server=server)
-            assert room_id in [one["room_id"] for one in page["chunk"]]
-            status, page = await asker.call(
-                "POST", "/publicRooms", {"filter": {"generic_search_term": unique}}, server=server
-            )
-            assert (status, [one["room_id"] for one in page["chunk"]]) == (200, [room_id])
-
-
 async def test_a_server_that_was_away_is_caught_up(
     tessera_server: FederatedServer, synapse_server: SynapseServer, unique: str
 ) -> None:
@@ -228,3 +143,31 @@ async def test_a_server_that_was_away_is_caught_up(
             await watch.until(lambda: "while away 29" in watch.texts, f"the newest message; has {watch.texts}")
             await watch.until(lambda: [e["content"] for e in watch.to_device] == [{"n": 1}], "the message")
             assert isinstance(theirs, ServerApi)
+
+
+async def test_media_are_fetched_from_each_other(
+    tessera_server: FederatedServer, synapse_server: SynapseServer, unique: str
+) -> None:
+    async with tessera_server.connected() as ours, synapse_server.connected() as theirs:
+        alice, bob = await ours.register(f"alice{unique}"), await theirs.register(f"bob{unique}")
+        for owner, asker, server in ((alice, bob, ours), (bob, alice, theirs)):
+            content = f"bytes of {owner.user_id}\r\n".encode() * 20_000
+            answer = await server.http.post(
+                "/_matrix/media/v3/upload?filename=notes.txt",
+                content=content,
+                headers={"Authorization": f"Bearer {owner.token}", "Content-Type": "text/plain"},
+            )
+            uri = answer.json()["content_uri"].removeprefix("mxc://")
+            other = theirs if server is ours else ours
+            for _ in range(2):
+                found = await other.http.get(
+                    f"/_matrix/client/v1/media/download/{uri}", headers={"Authorization": f"Bearer {asker.token}"}
+                )
+                assert (found.status_code, found.content == content) == (200, True), found.text[:300]
+            assert found.headers["content-type"].startswith("text/plain")
+            assert "notes.txt" in found.headers["content-disposition"]
+            missing = await other.http.get(
+                f"/_matrix/client/v1/media/download/{uri.partition('/')[0]}/none{unique}",
+                headers={"Authorization": f"Bearer {asker.token}"},
+            )
+            assert missing.status_code in (404, 502)
