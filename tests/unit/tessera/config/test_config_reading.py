@@ -123,10 +123,7 @@ listeners: [{port: 1}, {port: 2, resources: [{names: [client], compress: true}]}
 user_directory: {prefer_local_users: true, show_locked_users: false}
 """
     )
-    assert settings.unused_keys == (
-        "listeners.resources.compress",
-        "user_directory.prefer_local_users",
-    )
+    assert settings.unused_keys == ("listeners.resources.compress",)
 
 
 def test_synapses_keys_that_would_change_behaviour_are_refused_unless_off(read: Read, refused: Refused) -> None:
