@@ -17,11 +17,13 @@ run: $(RUNTIME)
 	@test -e $(DATA)/homeserver.yaml || $(BIN)/tessera generate-config --server-name $(SERVER_NAME) --data $(DATA) --port $(PORT)
 	@exec $(BIN)/tessera serve --config $(DATA)/homeserver.yaml
 
+LONG := tests/interop/test_synapse_membership.py tests/interop/test_synapse_edus.py
+
 test: check $(JS)
 	@$(BIN)/python -m tests.surroundings
 	$(PYTEST) tests/unit tests/integration -n 2 --dist loadfile
 	$(PYTEST) tests/simulation -n 2
-	$(PYTEST) tests/interop -k 'not (js and cluster)'  # that one waits minutes on a busy machine: make test-interop
+	$(PYTEST) tests/interop -k 'not (js and cluster)' $(LONG:%=--ignore=%)  # those take minutes: make test-interop
 	$(MAKE) --no-print-directory chaos-short
 
 check: $(DEVELOPMENT)

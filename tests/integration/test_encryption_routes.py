@@ -49,6 +49,8 @@ async def alice(accounts: Database) -> AsyncIterator[httpx.AsyncClient]:
         clock=clock,
         server_name=ServerName(SERVER),
         settings=Settings.for_tests(server_name=SERVER),
+        peers=None,
+        remote_keys=None,
         uia=UserInteractiveAuth(accounts, clock, ids, passwords, attempts, ServerName(SERVER)),
     )
     app = create_app(

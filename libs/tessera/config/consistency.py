@@ -83,10 +83,10 @@ def file_problems(settings: Settings) -> list[Problem]:
     ]
     if not problems:
         problems.extend(_certificate_problems(settings))
-    try:
-        load_appservices(settings)
-    except ConfigError as error:
-        problems.extend(error.problems)
+        try:
+            load_appservices(settings)
+        except ConfigError as error:
+            problems.extend(error.problems)
     try:
         load_signing_keys(settings)
     except ConfigError as error:

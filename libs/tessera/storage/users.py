@@ -6,8 +6,8 @@ from typing import Literal
 
 from matrixcore.identifiers import UserId
 from tessera.storage.database import Transaction
-from tessera.storage.user_directory import search_text_of
 from tessera.storage.erased_users import add_erasure
+from tessera.storage.user_directory import search_text_of
 
 
 @dataclass(frozen=True, slots=True)

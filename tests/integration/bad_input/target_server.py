@@ -79,9 +79,13 @@ async def register(client: httpx.AsyncClient, name: str) -> dict[str, Any]:
     return account
 
 
+# Of a gateway to other servers, which cannot be reached here.
+ANOTHER_SERVERS_FAULT = (502, 504)
+
+
 def is_clean(response: httpx.Response) -> bool:
-    """Whether an answer is what the law of bad input allows: no 5xx, and an errcode for whatever is refused."""
-    if response.status_code >= 500:
+    """Whether the law of bad input allows an answer: no 5xx of our own, and an errcode for whatever is refused."""
+    if response.status_code >= 500 and response.status_code not in ANOTHER_SERVERS_FAULT:
         return False
     if response.status_code < 400:
         return True

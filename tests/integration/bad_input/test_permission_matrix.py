@@ -41,6 +41,8 @@ OPEN = frozenset(
         *("health", "ready", "metrics", "get_server_version"),
     ]
 )
+# For application services: any other token is an unknown one.
+SERVICES_ONLY = frozenset(["ping_appservice"])
 # What somebody who left, or was banned, still sees or does.
 LEFT_MAY = frozenset(
     [
@@ -114,7 +116,7 @@ class _Callers:
         name = route.name
         if name not in OPEN:
             yield "nobody", None, self._room
-            if name not in GUEST_OPERATIONS and name not in OPEN:
+            if name not in GUEST_OPERATIONS | SERVICES_ONLY:
                 yield "guest", self._tokens["guest"], self._room
         if "/admin/" in route.path and name not in OPEN:
             yield "no administrator", self._tokens["stranger"], self._room

@@ -24,7 +24,8 @@ CHECKS = {
     "media": {"redis", "accounts", "shard main"},
     "projector": {
         *("redis", "kafka", "accounts", "shard main", "leases"),
-        *("consumer memberships", "consumer directory", "consumer search", "consumer people", "consumer upgraded_rooms"),
+        *("consumer memberships", "consumer directory", "consumer search", "consumer people"),
+        "consumer upgraded_rooms",
     },
     "push": {"redis", "kafka", "accounts", "shard main", "leases", "consumer push"},
 }

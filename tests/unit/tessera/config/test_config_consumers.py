@@ -20,6 +20,7 @@ BY_THE_WAY = frozenset(
         "database.args.cp_min",
         "database.args.sslmode",
         "database.args.sslrootcert",
+        "app_service_config_files",  # read with the configuration: `load_appservices`
         "email.notif_from",
         "email.smtp_port",
         "enable_registration_without_verification",
