@@ -9,7 +9,7 @@ import pytest
 
 from tests.fixtures.service_process import ServiceProcess, change_config
 from tests.fixtures.trace_collector import CollectedSpan, running_collector
-from tests.fixtures.whole_server import Device, WholeServer
+from tests.fixtures.whole_server import Device, ServerApi
 
 pytestmark = pytest.mark.timeout(300)
 Start = Callable[[str, str], Awaitable[ServiceProcess]]
@@ -25,7 +25,7 @@ async def test_a_trace_leads_through_every_process(config: Path, service: Start)
             httpx.AsyncClient(base_url=gateway.url, timeout=60) as to_gateway,
             httpx.AsyncClient(base_url=sync.url, timeout=60) as to_sync,
         ):
-            alice = await WholeServer(to_gateway).register("alice")
+            alice = await ServerApi(to_gateway).register("alice")
             room_id = await alice.make_room(preset="private_chat")
             listener = Device(
                 to_sync, {"user_id": alice.user_id, "device_id": alice.device_id, "access_token": alice.token}
