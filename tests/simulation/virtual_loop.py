@@ -33,6 +33,10 @@ class Place(Protocol):
         """Paused or dead: nothing is handed over to it."""
 
 
+# No turn of the loop takes no time: a timer is run up to a nanosecond early, and whoever then waits for the rest of it
+# would do so for ever.
+TICK_SECONDS = 1e-9
+
 HERE: ContextVar[Any] = ContextVar("simulated process", default=None)
 
 
@@ -53,6 +57,7 @@ class _JumpingSelector(selectors.BaseSelector):
         return self._real.modify(fileobj, events, data)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self._loop.jump(TICK_SECONDS)
         ready = self._real.select(0)
         if ready or timeout == 0:
             return ready
