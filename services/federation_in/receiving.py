@@ -5,6 +5,7 @@ What is wrong with a PDU by itself is answered at once; what its room says of it
 Spec: S-S API §Checks performed on receipt of a PDU, §Server Access Control Lists.
 """
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -84,8 +85,10 @@ class PduReceiver:
                 _refuse_all(its, room, "Server access denied by the room's ACL", received)
             else:
                 parsed.append((room, list(_parse_all(its, room, received))))
-        passed = [(room, await self._verified(room, events, received)) for room, events in parsed]
-        await self._store(origin, [(room, events) for room, events in passed if events], received)
+        # Side by side: the keys of a dead server are waited for once, not once a room.
+        verified = await asyncio.gather(*(self._verified(room, events, received) for room, events in parsed))
+        passed = [(room, events) for (room, _), events in zip(parsed, verified, strict=True) if events]
+        await self._store(origin, passed, received)
         return received
 
     async def _find_rooms(self, origin: ServerName, room_ids: Iterable[RoomId]) -> dict[RoomId, PeerRoom]:
