@@ -19,6 +19,7 @@ from tessera.commands import SetReceipts
 from tessera.http.errors import MatrixError
 from tessera.records import OrderKey, Receipt
 from tessera.storage import read_positions, user_log
+from tessera.storage.database import DatabaseUnavailable
 from tessera.storage.read_positions import ReadPosition
 from tessera.storage.room_reads.receipts import list_places
 
@@ -153,21 +154,35 @@ class ReceiptBatches:
         early, self._early = self._early, []
         shards = self._changes.shards
         groups: dict[str, list[EarlyReceipt]] = {}
-        for waiting in early:
-            shard = shards.shard_of(shards.partition_of(waiting.room_id))
-            groups.setdefault(shard, []).append(waiting)
+        try:
+            for waiting in early:
+                shard = shards.shard_of(shards.partition_of(waiting.room_id))
+                groups.setdefault(shard, []).append(waiting)
+        except DatabaseUnavailable:
+            self._early += early
+            raise
+        await asyncio.gather(*(self._settle_shard(shard, group) for shard, group in groups.items()))
+
+    async def _settle_shard(self, shard: str, group: list[EarlyReceipt]) -> None:
+        """The early receipts of one shard. As long as a store is away they wait, and hold up nobody else's."""
         now = self._changes.clock.monotonic()
-        for shard, group in groups.items():
-            wanted = list(dict.fromkeys((waiting.room_id, waiting.receipt.event_id) for waiting in group))
-            async with shards.databases[shard].reading() as tx:
+        wanted = list(dict.fromkeys((waiting.room_id, waiting.receipt.event_id) for waiting in group))
+        try:
+            async with self._changes.shards.databases[shard].reading() as tx:
                 places = await list_places(tx, wanted)
             found = [waiting for waiting in group if (waiting.room_id, waiting.receipt.event_id) in places]
             await self._settle(found, places)
-            self._early += [
-                waiting
-                for waiting in group
-                if (waiting.room_id, waiting.receipt.event_id) not in places and waiting.deadline > now
-            ]
+        except Exception as error:
+            self._early += group
+            if not isinstance(error, DatabaseUnavailable | OSError | TimeoutError):
+                raise
+            log.warning("early receipts wait for a store", shard=shard, receipts=len(group), error=str(error))
+            return
+        self._early += [
+            waiting
+            for waiting in group
+            if (waiting.room_id, waiting.receipt.event_id) not in places and waiting.deadline > now
+        ]
 
     async def _settle(
         self,
