@@ -12,7 +12,7 @@ from services.gateway.path_identifiers import point_of, room_id_of
 from services.gateway.room_access import require_view
 from services.gateway.routing import CurrentRequester, client_router
 from tessera.fanout import Subscriber
-from tessera.http.errors import MissingParam
+from tessera.http.errors import Unrecognized
 from tessera.http.replies import json_reply
 from tessera.pagination_token import encode_page_token
 from tessera.records import OrderKey, PartitionBatch
@@ -34,10 +34,10 @@ async def peek_events(
 ) -> Response:
     """What happened in the room after `from`; waits for it if nothing has.
 
-    Without a room this is the deprecated stream of all rooms, for which there is /sync.
+    Without a room it would be the deprecated stream of all rooms, which this server does not have.
     """
     if room_id is None:
-        raise MissingParam("room_id is missing")
+        raise Unrecognized("The stream of all rooms is not here any more; ask /sync, or for one room by room_id")
     room = room_id_of(room_id)
     shard = gateway.shards.of_room(room)
     woken = asyncio.Event()

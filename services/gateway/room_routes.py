@@ -23,6 +23,7 @@ from services.gateway import (
     message_pagination,
     mutual_rooms,
     notifications,
+    old_sync,
     peeking_events,
     purge_history,
     read_markers,
@@ -51,7 +52,7 @@ HOT_ROUTES: tuple[Route, ...] = (*room_send.routes, *message_pagination.routes)
 
 _MODULES = (
     *(banning, create_room, directory, event_context, inviting, joining, kicking, knocking, leaving),
-    *(list_joined_rooms, list_public_rooms, notifications, peeking_events, read_markers, receipts),
+    *(list_joined_rooms, list_public_rooms, notifications, old_sync, peeking_events, read_markers, receipts),
     *(redaction, report_content, room_initial_sync, room_state, rooms, search, typing),
     *(room_upgrades,),
 )

@@ -12,6 +12,7 @@ GUEST_OPERATIONS = frozenset(
         "get_room_state_with_key",
         "get_event_context",
         "get_one_room_event",
+        "get_one_event",
         "get_room_events",
         "get_members_by_room",
         "room_initial_sync",

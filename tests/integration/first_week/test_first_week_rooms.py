@@ -135,4 +135,27 @@ async def test_peeking(alice: Device, bob: Device) -> None:
 
 
 async def test_the_stream_of_all_rooms_is_gone(alice: Device) -> None:
-    assert await alice.refused("GET", "/events", timeout=0) == (400, "M_MISSING_PARAM")
+    assert await alice.refused("GET", "/events", timeout=0) == (404, "M_UNRECOGNIZED")
+
+
+_SHARED_FROM_JOIN = {
+    "type": "m.room.history_visibility",
+    "state_key": "",
+    "content": {"history_visibility": "joined"},
+}
+
+
+async def test_an_event_by_its_id_alone(server: WholeServer, alice: Device, bob: Device) -> None:
+    carol = await server.register("carol")
+    room_id = await alice.make_room(preset="public_chat", initial_state=[_SHARED_FROM_JOIN])
+    early = await alice.send(room_id, "before")
+    await bob.post(f"/rooms/{room_id}/join")
+    seen = await alice.send(room_id, "while")
+    await bob.post(f"/rooms/{room_id}/leave")
+    late = await alice.send(room_id, "after")
+    shown = await bob.get(f"/events/{seen}")
+    assert (shown["room_id"], shown["event_id"], shown["content"]["body"]) == (room_id, seen, "while")
+    assert (await alice.get(f"/events/{late}"))["content"]["body"] == "after"
+    for device, event_id in ((bob, early), (bob, late), (carol, seen), (alice, "$unknown")):
+        assert await device.refused("GET", f"/events/{event_id}") == (404, "M_NOT_FOUND")
+    assert await alice.refused("GET", "/events/nothing") == (400, "M_INVALID_PARAM")

@@ -62,7 +62,9 @@ EVENT_COLUMNS = """e.event_id, e.anchor, e.sub, e.type, e.state_key, e.sender, e
 _BY_IDS = f"""
 SELECT {EVENT_COLUMNS} FROM rooms.events e
 WHERE e.room_id = $1 AND e.event_id = ANY($2::text[]) AND e.rejected IS NULL AND e.soft_failed IS NULL
-"""  # noqa: S608
+"""  # noqa: S608  constant text
+
+_ROOMS_WITH = "SELECT room_id FROM rooms.events WHERE room_id = ANY($1::text[]) AND event_id = $2"
 
 _PAGE = """
 SELECT {columns} FROM rooms.events e
@@ -187,6 +189,11 @@ async def find_event(tx: Transaction, room_id: RoomId, event_id: EventId) -> Eve
 async def list_events(tx: Transaction, room_id: RoomId, event_ids: Sequence[EventId]) -> list[EventRow]:
     """Those of the events that exist, in no order."""
     return [EventRow(*row) for row in await tx.fetch(_BY_IDS, room_id, list(event_ids))]
+
+
+async def list_rooms_with_event(tx: Transaction, room_ids: Sequence[RoomId], event_id: EventId) -> list[RoomId]:
+    """Those of the rooms that have an event of this ID, shown or not: one look-up for each in the key's index."""
+    return [RoomId(row[0]) for row in await tx.fetch(_ROOMS_WITH, list(room_ids), event_id)]
 
 
 async def list_page(
