@@ -103,11 +103,13 @@ SELECT (extract(epoch FROM min(due_at) - clock_timestamp()) * 1000)::bigint
 FROM accounts.delayed_events WHERE ended_at IS NULL
 """
 
+# The first word stays: a slow process may come to an event that another one has ended meanwhile.
 _END = """
-UPDATE accounts.delayed_events SET ended_at = now(), taken = false, outcome = $2, event_id = $3 WHERE delay_id = $1
+UPDATE accounts.delayed_events SET ended_at = now(), taken = false, outcome = $2, event_id = $3
+WHERE delay_id = $1 AND ended_at IS NULL
 """
 
-_SWEEP = f"DELETE FROM accounts.delayed_events WHERE ended_at < now() - interval '{KEPT_HOURS} hours'"  # noqa: S608
+_SWEEP = f"DELETE FROM accounts.delayed_events WHERE ended_at < now() - interval '{KEPT_HOURS} hours'"  # noqa: S608  constant text
 
 
 async def add_delayed_event(tx: Transaction, event: NewDelayedEvent, *, most: int) -> str | None:
@@ -162,7 +164,7 @@ async def next_due_ms(tx: Transaction) -> int | None:
 
 
 async def end_delayed_event(tx: Transaction, delay_id: str, outcome: DelayedOutcome, event_id: EventId | None) -> None:
-    """Write down what became of one that was taken. Repeatable."""
+    """Write down what became of one that was taken, unless that is known. Repeatable."""
     await tx.execute(_END, delay_id, outcome, event_id)
 
 

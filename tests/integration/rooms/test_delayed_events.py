@@ -139,3 +139,38 @@ async def test_an_event_whose_gateway_died_is_sent_once(server: WholeServer) -> 
     await server.accounts.execute(again)
     await _all_sent(alice)
     assert await _bodies(alice, room) == ["once"]
+
+
+async def test_what_was_sent_stays_sent_whoever_speaks_next(server: WholeServer) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room = await alice.make_room(preset="public_chat", power_level_content_override={"state_default": 0})
+    await bob.post(f"/rooms/{quote(room)}/join")
+    path = f"/rooms/{quote(room)}/state/org.example.call/"
+    delay_id = await _delay(alice, path, {"here": False}, 60_000)
+    assert await _act(server, delay_id, "send") == (200, "")
+    await bob.put(path, {"here": "bob"})
+    # As before: sent, not noted, and due once more, now that somebody else has set the state.
+    again = "UPDATE accounts.delayed_events SET taken = true, ended_at = NULL, outcome = NULL, due_at = now()"
+    await server.accounts.execute(again)
+    await _all_sent(alice)
+    assert await _act(server, delay_id, "send") == (200, "")
+    assert await _act(server, delay_id, "cancel") == (409, "M_UNKNOWN")
+    assert await alice.get(path) == {"here": "bob"}
+
+
+@pytest.mark.parametrize("mark", ["suspended", "locked"])
+async def test_an_account_under_moderation_says_nothing_later_either(server: WholeServer, mark: str) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room = await alice.make_room(preset="public_chat")
+    await bob.post(f"/rooms/{quote(room)}/join")
+    content = {"msgtype": "m.text", "body": "later"}
+    ids = [await _delay(bob, f"/rooms/{quote(room)}/send/m.room.message/{n}", content, 60_000) for n in range(2)]
+    await server.accounts.execute(f"UPDATE accounts.users SET {mark} = true WHERE user_id = $1", bob.user_id)
+    assert await _act(server, ids[0], "send") == (403, "M_USER_SUSPENDED")
+    due = "UPDATE accounts.delayed_events SET due_at = now() WHERE delay_id = $1"
+    await server.accounts.execute(due, ids[1])
+    # Nothing that the other one may read tells when it was given up; the table does.
+    ended = "SELECT count(*) FROM accounts.delayed_events WHERE outcome = 'cancel'"
+    while await server.accounts.fetchval(ended) < 2:
+        continue
+    assert await _bodies(alice, room) == []
