@@ -34,6 +34,10 @@ class ObjectTooLarge(Exception):
     """More bytes came than the writer was told to take."""
 
 
+class StoreClosed(Exception):
+    """The process is about to end, and the store has been closed."""
+
+
 class StoredObject:
     """An open object: its size, and its bytes in chunks. Read it once or close it."""
 
@@ -132,15 +136,23 @@ class DiskStore:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._threads = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="media-io")
+        self._is_closed = False
         for name in ("incoming", "content", "thumbnails"):
             (root / name).mkdir(parents=True, exist_ok=True)
 
     def close(self) -> None:
         """End the threads; what they are doing is finished first."""
+        self._is_closed = True
         self._threads.shutdown(wait=True)
 
     async def run(self, function: Callable[..., T], *arguments: object) -> T:
-        """Run a blocking file operation on a thread of the store."""
+        """Run a blocking file operation on a thread of the store.
+
+        Raises:
+            StoreClosed
+        """
+        if self._is_closed:
+            raise StoreClosed
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     def path_of(self, key: str) -> Path:

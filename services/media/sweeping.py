@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import structlog
 
 from services.media.dependencies import MediaDeps
+from services.media.disk_store import StoreClosed
 from services.media.store_sweep import FoundFile, StoreWalk
 from tessera.storage import media as media_rows
 from tessera.storage import url_previews
@@ -47,13 +48,15 @@ class SweepReport:
 
 
 async def run(media: MediaDeps) -> None:
-    """Sweep once a day, for ever."""
+    """Sweep once a day, until the store is closed: what a service does goes on while it is being ended."""
     await media.clock.sleep(FIRST_SECONDS)
     while True:
         try:
             log.info("media swept", **{name: count for name, count in _counts(await sweep(media)).items() if count})
         except (DatabaseUnavailable, OSError) as error:
             log.warning("media not swept to the end", error=type(error).__name__)
+        except StoreClosed:
+            return
         await media.clock.sleep(INTERVAL_SECONDS)
 
 

@@ -145,6 +145,12 @@ async def test_missing_objects_are_told_and_their_rows_kept(store: Store, accoun
     assert await accounts.fetchval("SELECT count(*) FROM accounts.media") == 1
 
 
+async def test_it_ends_quietly_when_the_store_is_closed_below_it(store: Store) -> None:
+    # A service's tasks go on while the service is being ended; an error here would hide the one that ended it.
+    store.deps.close()
+    await asyncio.wait_for(sweeping.run(store.deps), 10)
+
+
 async def test_it_runs_in_small_steps(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeping, "BATCH", 2)
     for number in range(7):
