@@ -106,8 +106,11 @@ async def test_whois_is_for_oneself_and_administrators(server: Server) -> None:
     assert (await admin.get("/admin/whois/@nobody:test.example")).json()["errcode"] == "M_NOT_FOUND"
 
 
+_WITH_LOGIN_TOKENS = {"login_via_existing_session": {"enabled": True}}
+
+
 async def test_a_login_token_logs_in_once(make_server: Make) -> None:
-    server = make_server(rates={"rc_login.account": Rate(0.01, 4)})
+    server = make_server(rates={"rc_login.account": Rate(0.01, 4)}, **_WITH_LOGIN_TOKENS)
     alice = await server.register("alice")
     assert {"type": "m.login.token", "get_login_token": True} in (await server.get("/login")).json()["flows"]
     asked = await alice.post(f"{V1}/login/get_token")
@@ -125,7 +128,8 @@ async def test_a_login_token_logs_in_once(make_server: Make) -> None:
     assert (await server.post("/login", {**login, "token": late})).json()["errcode"] == "M_FORBIDDEN"
 
 
-async def test_login_tokens_end_with_the_password(server: Server) -> None:
+async def test_login_tokens_end_with_the_password(make_server: Make) -> None:
+    server = make_server(**_WITH_LOGIN_TOKENS)
     alice = await server.register("alice")
     auth = {"auth": password_auth(alice.user_id)}
     token = (await alice.post(f"{V1}/login/get_token", auth)).json()["login_token"]
@@ -134,8 +138,7 @@ async def test_login_tokens_end_with_the_password(server: Server) -> None:
     assert refused.json()["errcode"] == "M_FORBIDDEN"
 
 
-async def test_login_tokens_are_the_operator_s_choice(make_server: Make) -> None:
-    server = make_server(login_via_existing_session={"enabled": False})
+async def test_login_tokens_are_the_operator_s_choice(server: Server) -> None:
     alice = await server.register("alice")
     assert (await server.get("/login")).json() == {"flows": [{"type": "m.login.password"}]}
     assert (await alice.post(f"{V1}/login/get_token")).status_code == 400
