@@ -6,6 +6,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from matrixcore.event_building import build_event
 from matrixcore.identifiers import EventId, RoomId, ServerName, UserId
@@ -85,8 +86,8 @@ async def run() -> None:
             return check_here(events)
 
         await measure("in place", events, here)
-        await measure("threads", events, lambda events=events: checker.check_in_threads(events))  # type: ignore[misc]
-        await measure("processes", events, lambda events=events: checker.check_in_processes(events))  # type: ignore[misc]
+        await measure("threads", events, partial(checker.check_in_threads, events))
+        await measure("processes", events, partial(checker.check_in_processes, events))
     checker.close()
 
 

@@ -36,7 +36,7 @@ _LIST = "SELECT room_id, type, content, position FROM accounts.account_data WHER
 
 _LIST_LIVE = f"{_LIST} AND content IS NOT NULL ORDER BY room_id, type"
 
-_LIST_KEYS = f"{_LIST} AND (room_id, type) IN (SELECT * FROM unnest($2::text[], $3::text[]))"  # noqa: S608
+_LIST_KEYS = f"{_LIST} AND (room_id, type) IN (SELECT * FROM unnest($2::text[], $3::text[]))"  # noqa: S608  constant text
 
 
 async def find_content(tx: Transaction, user_id: UserId, room_id: str, data_type: str) -> bytes | None:

@@ -89,7 +89,7 @@ AND ($4::boolean IS NULL OR u.is_admin = $4) AND ($5::boolean IS NULL OR u.deact
 AND ($6::boolean IS NULL OR u.locked = $6)
 """
 
-_COUNT = f"SELECT count(*) FROM accounts.users u LEFT JOIN accounts.profiles p USING (user_id) {_FILTER}"  # noqa: S608
+_COUNT = f"SELECT count(*) FROM accounts.users u LEFT JOIN accounts.profiles p USING (user_id) {_FILTER}"  # noqa: S608  constant text
 
 _SET_USER_TYPE = "UPDATE accounts.users SET user_type = $2 WHERE user_id = $1"
 

@@ -25,9 +25,9 @@ class LastSeen(NamedTuple):
 
 _COLUMNS = "device_id, display_name, last_seen_ts, last_seen_ip"
 
-_LIST = f"SELECT {_COLUMNS} FROM accounts.devices WHERE user_id = $1 ORDER BY created_ts, device_id"  # noqa: S608
+_LIST = f"SELECT {_COLUMNS} FROM accounts.devices WHERE user_id = $1 ORDER BY created_ts, device_id"  # noqa: S608  constant text
 
-_FIND = f"SELECT {_COLUMNS} FROM accounts.devices WHERE user_id = $1 AND device_id = $2"  # noqa: S608
+_FIND = f"SELECT {_COLUMNS} FROM accounts.devices WHERE user_id = $1 AND device_id = $2"  # noqa: S608  constant text
 
 _LIST_IDS = "SELECT device_id FROM accounts.devices WHERE user_id = $1 ORDER BY device_id FOR UPDATE"
 

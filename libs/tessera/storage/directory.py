@@ -83,7 +83,7 @@ _TYPES = "coalesce(room_type, '') = ANY(${0}::text[])"  # an empty string in it 
 _AFTER = "joined_members <= ${0} AND (joined_members < ${0} OR room_id > ${1})"
 _BEFORE = "joined_members >= ${0} AND (joined_members > ${0} OR room_id < ${1})"
 
-_PAGE = f"SELECT {_LINE} FROM accounts.room_directory WHERE {{where}} ORDER BY {{order}} LIMIT ${{limit}}"  # noqa: S608
+_PAGE = f"SELECT {_LINE} FROM accounts.room_directory WHERE {{where}} ORDER BY {{order}} LIMIT ${{limit}}"  # noqa: S608  constant text
 _COUNT = "SELECT count(*) FROM accounts.room_directory WHERE {where}"
 _FORWARD, _BACKWARD = "joined_members DESC, room_id", "joined_members, room_id DESC"
 

@@ -36,7 +36,7 @@ SELECT {_COLUMNS} FROM rooms.inbox WHERE room_id = $1 AND inbox_id = ANY($2::big
 _LOAD_WAITING = f"""
 SELECT {_COLUMNS} FROM rooms.inbox WHERE room_id = $1 AND state IN ('parked', 'staged')
 ORDER BY state = 'staged' DESC, inbox_id LIMIT $2
-"""  # noqa: S608
+"""  # noqa: S608  constant text
 
 _LOAD_WAITING_FOR = f"""
 SELECT {_COLUMNS} FROM rooms.inbox
@@ -44,7 +44,7 @@ WHERE inbox_id IN (
     SELECT inbox_id FROM rooms.missing_events WHERE room_id = $1 AND missing_event_id = ANY($2::text[])
 )
 ORDER BY inbox_id LIMIT $3
-"""  # noqa: S608
+"""  # noqa: S608  constant text
 
 _REVIVE = "UPDATE rooms.inbox SET state = 'new' WHERE inbox_id = ANY($1::bigint[]) AND state = 'dead'"
 

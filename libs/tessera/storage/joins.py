@@ -37,7 +37,7 @@ WHERE join_id IN (
     ORDER BY claimed_until LIMIT $3 FOR UPDATE SKIP LOCKED
 )
 RETURNING {_COLUMNS}
-"""  # noqa: S608
+"""  # noqa: S608  constant text
 _RENEW = """
 UPDATE rooms.joins SET claimed_until = clock_timestamp() + make_interval(secs => $3)
 WHERE join_id = $1 AND claimed_by = $2 AND state IN ('sending', 'staged') RETURNING join_id

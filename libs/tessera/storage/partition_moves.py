@@ -28,7 +28,7 @@ WITH placed AS (
 )
 SELECT * FROM announced
 UNION ALL SELECT {_COLUMNS} FROM accounts.partition_moves WHERE partition = $1 AND phase <> 'finished'
-"""  # noqa: S608
+"""  # noqa: S608  constant text
 
 _SWITCH = """
 WITH switched AS (

@@ -47,9 +47,9 @@ RETURNING {_COLUMNS}
 
 _LIST_OF_ROOMS = f"""
 SELECT {_COLUMNS} FROM accounts.read_positions WHERE user_id = $1 AND room_id = ANY($2::text[])
-"""  # noqa: S608
+"""  # noqa: S608  constant text
 
-_LIST_OF_ROOM = f"SELECT {_COLUMNS} FROM accounts.read_positions WHERE user_id = $1 AND room_id = $2"  # noqa: S608
+_LIST_OF_ROOM = f"SELECT {_COLUMNS} FROM accounts.read_positions WHERE user_id = $1 AND room_id = $2"  # noqa: S608  constant text
 
 
 async def set_positions(tx: Transaction, positions: Sequence[ReadPosition]) -> dict[UserId, int]:

@@ -30,13 +30,13 @@ _LIST = f"""
 SELECT {_COLUMNS} FROM rooms.records r {_JOINS}
 WHERE r.partition = $1 AND r.position > $2 AND r.position <= $3
 ORDER BY r.position LIMIT $4
-"""  # noqa: S608
+"""  # noqa: S608  constant text
 
 _LIST_OF_ROOMS = f"""
 SELECT {_COLUMNS} FROM rooms.records r {_JOINS}
 WHERE r.room_id = ANY($1::text[]) AND r.position > $2 AND r.position <= $3
 ORDER BY r.position LIMIT $4
-"""  # noqa: S608
+"""  # noqa: S608  constant text
 
 
 async def list_records(tx: Transaction, partition: int, after: int, up_to: int, limit: int) -> list[LogRecord]:

@@ -24,7 +24,7 @@ _COLUMNS = "purge_id, room_id, up_to, with_local_events, phase, error"
 
 _ADD = "INSERT INTO accounts.room_purges (purge_id, room_id, up_to, with_local_events) VALUES ($1, $2, $3, $4)"
 
-_FIND = f"SELECT {_COLUMNS} FROM accounts.room_purges WHERE purge_id = $1"  # noqa: S608
+_FIND = f"SELECT {_COLUMNS} FROM accounts.room_purges WHERE purge_id = $1"  # noqa: S608  constant text
 
 _FIND_OPEN = """
 SELECT purge_id FROM accounts.room_purges WHERE phase IN ('delete', 'announce') AND room_id = $1 LIMIT 1

@@ -53,7 +53,7 @@ WHERE u.phase = 'done'
 RETURNING 1
 """  # noqa: S608  constant text
 
-_FIND = f"SELECT {_COLUMNS} FROM accounts.room_upgrades WHERE old_room_id = $1"  # noqa: S608
+_FIND = f"SELECT {_COLUMNS} FROM accounts.room_upgrades WHERE old_room_id = $1"  # noqa: S608  constant text
 
 _LIST_STALE = f"""
 SELECT {_COLUMNS} FROM accounts.room_upgrades

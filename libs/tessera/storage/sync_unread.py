@@ -139,7 +139,7 @@ CROSS JOIN LATERAL (
         ORDER BY e.anchor DESC, e.sub DESC LIMIT 1
     )) AS anchor
 ) read
-"""  # noqa: S608
+"""  # noqa: S608  constant text
 
 _THREADS = _COUNT.format(
     **_THREAD_COLUMNS,
@@ -168,7 +168,7 @@ CROSS JOIN LATERAL (
 {_BEFORE.format(**_THREAD_COLUMNS, same_thread=_SAME_THREAD, name="pt", condition="e.thread_root IS NOT NULL")}
 WHERE e.sub = 0
 ORDER BY w.room_id, e.anchor
-"""  # noqa: S608
+"""  # noqa: S608  constant text
 
 
 async def count(

@@ -49,7 +49,7 @@ CROSS JOIN (
     ) AS e ({_NAMES})
 ) page
 WHERE r.room_id = $1
-"""  # noqa: S608
+"""  # noqa: S608  constant text
 _PAGES = {True: _PAGE.format(direction="DESC"), False: _PAGE.format(direction="ASC")}
 
 

@@ -60,7 +60,7 @@ CROSS JOIN LATERAL (
 ) h"""
 
 # Constant text is put together here; values are always parameters.
-_WITH_STEPS = f"SELECT {ROOM_COLUMNS} FROM {ROOM_FROM} WHERE r.room_id = $1"  # noqa: S608
+_WITH_STEPS = f"SELECT {ROOM_COLUMNS} FROM {ROOM_FROM} WHERE r.room_id = $1"  # noqa: S608  constant text
 
 _MEMBERSHIPS = """
 SELECT room_id, membership FROM rooms.current_state

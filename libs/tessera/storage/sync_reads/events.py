@@ -29,7 +29,7 @@ CROSS JOIN LATERAL (
       AND t.anchor <= w.up_to AND (t.sub = 0 OR w.after < 0)
     ORDER BY t.anchor DESC, t.sub DESC LIMIT $5
 ) e
-"""  # noqa: S608
+"""  # noqa: S608  constant text
 
 # The state at a point is the current one with the keys that changed above the point turned back; a room that began
 # above it had none.
@@ -70,7 +70,7 @@ SELECT chosen.room_id, chosen.type, chosen.state_key, {EVENT_COLUMNS}
 FROM chosen LEFT JOIN rooms.events e ON e.room_id = chosen.room_id AND e.event_id = chosen.event_id
 WHERE e.event_id IS NOT NULL OR chosen.type IS NOT NULL
 ORDER BY chosen.changed_anchor NULLS FIRST, chosen.changed_sub
-"""  # noqa: S608
+"""  # noqa: S608  constant text
 
 _MEMBERS = f"""
 SELECT e.room_id, {EVENT_COLUMNS}
@@ -82,7 +82,7 @@ CROSS JOIN LATERAL (
     ORDER BY h.anchor DESC, h.sub DESC LIMIT 1
 ) s
 JOIN rooms.events e ON e.room_id = w.room_id AND e.event_id = s.event_id
-"""  # noqa: S608
+"""  # noqa: S608  constant text
 
 _STATE_CHANGES = f"""
 SELECT s.room_id, s.type, s.state_key, {EVENT_COLUMNS}
@@ -94,7 +94,7 @@ CROSS JOIN LATERAL (
     ORDER BY h.type, h.state_key, h.anchor DESC, h.sub DESC
 ) s
 LEFT JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id
-"""  # noqa: S608
+"""  # noqa: S608  constant text
 
 
 async def list_timelines(
