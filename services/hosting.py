@@ -76,6 +76,8 @@ async def hosting(
         stack.callback(lambda: [task.cancel() for task in tasks])
         stack.push_async_callback(_flush, around)
         tasks.append(group.create_task(around.last_seen.run()))
+        for database in {id(one): one for one in (around.accounts, *around.shards.databases.values())}.values():
+            tasks.append(group.create_task(database.watch()))
         if around.is_shared or len(around.shards.names) > 1:
             follower = PlacementFollower(around.accounts, around.shards, around.clock)
             tasks.append(group.create_task(follower.run()))

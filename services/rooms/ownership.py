@@ -103,7 +103,7 @@ class Ownership:
         """Run until `stop`; whatever happens to the connection, a new one is made."""
         while not self._stopping:
             try:
-                async with self._database.reading() as tx:
+                async with self._database.reading(is_kept=True) as tx:
                     await self._keep(tx)
             except (DatabaseUnavailable, OSError, TimeoutError) as error:
                 log.warning("leases cannot be kept", error=str(error) or type(error).__name__)

@@ -21,6 +21,9 @@ log = structlog.get_logger(__name__)
 QUERY_TIMEOUT_SECONDS = 30.0
 ACQUIRE_TIMEOUT_SECONDS = 5.0
 MAX_WAITING = 500  # callers that wait for a connection of one pool
+WATCH_SECONDS = 1.0
+SLOW_SECONDS = 4.0  # whoever holds a connection for longer has it looked whether PostgreSQL answers at all
+PROBE_SECONDS = 3.0
 
 # Every statement here finds its rows by a key, for any values alike. PostgreSQL would still plan many of them anew each
 # time, as a plan for values that it knows looks cheaper; planning then costs as much as the statement.
@@ -108,8 +111,11 @@ async def _keep_session(_connection: Any) -> None:
 class Database:
     """A bounded pool of connections to one database."""
 
-    def __init__(self, pool: asyncpg.Pool, *, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(self, pool: asyncpg.Pool, *, dsn: str = "", max_waiting: int = MAX_WAITING) -> None:
         self._pool = pool
+        self._dsn = dsn
+        self._is_hanging = False
+        self._held: dict[Any, float] = {}  # connections in use -> since when, by the loop's clock
         self._waiting = 0
         self._max_waiting = max_waiting
         self._counts: list[StatementCount] = []
@@ -146,7 +152,7 @@ class Database:
             )
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
             raise unreachable(dsn, error) from error
-        return cls(pool)
+        return cls(pool, dsn=dsn)
 
     async def close(self) -> None:
         """Close the pool; statements still running after five seconds are cut off."""
@@ -157,9 +163,13 @@ class Database:
             self._pool.terminate()
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[Transaction]:
-        """A connection without a transaction: each statement stands alone. For reads and single writes."""
-        async with self._connection() as connection:
+    async def reading(self, *, is_kept: bool = False) -> AsyncIterator[Transaction]:
+        """A connection without a transaction: each statement stands alone. For reads and single writes.
+
+        Args:
+            is_kept: for longer than its statements take, which have time-outs of their own (see `watch`).
+        """
+        async with self._connection(is_kept=is_kept) as connection:
             yield self._counted(connection)
 
     @asynccontextmanager
@@ -178,6 +188,38 @@ class Database:
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
             yield self._counted(connection)
+
+    async def watch(self) -> None:
+        """Run for ever: find out when PostgreSQL hangs, and let nobody wait for it until it answers again.
+
+        A server that is gone says so, or the kernel does; one that stands still says nothing, and each statement would
+        wait for its time-out. As long as statements end, nothing is asked.
+        """
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            now = asyncio.get_running_loop().time()
+            if not self._is_hanging and not any(now - since > SLOW_SECONDS for since in self._held.values()):
+                continue
+            answers = await self._answers()
+            if not answers and not self._is_hanging:
+                log.error("PostgreSQL hangs: nobody waits for it any longer", database=urlsplit(self._dsn).path[1:])
+                for connection in tuple(self._held):
+                    connection.terminate()
+            elif answers and self._is_hanging:
+                log.warning("PostgreSQL answers again", database=urlsplit(self._dsn).path[1:])
+            self._is_hanging = not answers
+
+    async def _answers(self) -> bool:
+        """Whether PostgreSQL takes a connection; a statement could wait behind others in a pooler."""
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                connection = await asyncpg.connect(self._dsn, statement_cache_size=0)
+        except (TimeoutError, ConnectionError):
+            return False
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            return True  # it has something against us, and says so
+        connection.terminate()
+        return True
 
     async def ping(self) -> None:
         """Returns if the database answers.
@@ -228,7 +270,9 @@ class Database:
             self._counts.remove(count)
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Any]:
+    async def _connection(self, *, is_kept: bool = False) -> AsyncIterator[Any]:
+        if self._is_hanging:
+            raise DatabaseUnavailable("the database does not answer")
         if self._waiting >= self._max_waiting:
             raise DatabaseUnavailable("too many are waiting for a connection")
         self._waiting += 1
@@ -240,6 +284,7 @@ class Database:
             raise DatabaseUnavailable(str(error)) from error
         finally:
             self._waiting -= 1
+        self._held[connection] = float("inf") if is_kept else asyncio.get_running_loop().time()
         try:
             yield connection
         except (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, ConnectionError) as error:
@@ -254,6 +299,7 @@ class Database:
                 raise
             raise DatabaseUnavailable("the connection was lost") from error
         finally:
+            del self._held[connection]
             await self._pool.release(connection)
 
     def _counters(self) -> list[StatementCount]:
