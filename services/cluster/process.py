@@ -137,7 +137,7 @@ class ChildProcess:
                 stderr=output,
                 env=self._environment,
                 start_new_session=True,  # Ctrl-C is for the supervisor, which ends them in order
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
         if self._stopping.is_set():
             self._process.terminate()
@@ -175,7 +175,7 @@ class ChildProcess:
             self._on_change(self)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Ask Linux to send SIGTERM when the supervisor is gone, however it went."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -14,6 +14,7 @@ import structlog
 from aiohttp import web
 
 from services.cluster.nginx import nginx_command, nginx_config
+from services.cluster.nginx_process import NginxProcess
 from services.cluster.plan import PlannedProcess
 from services.cluster.process import ChildProcess
 from services.cluster.proxy import Backend, Proxy, make_server, open_session, tls_context
@@ -27,7 +28,6 @@ log = structlog.get_logger(__name__)
 
 START_SECONDS = 60.0
 FINISH_SECONDS = 1.0
-NGINX_START_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ async def running_cluster(
             )
             children.append(child)
         # The port is taken first: who has it already is told before anything is started.
-        proxy = await stack.enter_async_context(_open_proxy(settings, children, http, nginx, folder))
+        proxy = await stack.enter_async_context(_open_proxy(settings, children, http, nginx, folder, clock))
         stack.push_async_callback(proxy.finish)
         tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(_stop, children, tasks)
@@ -171,7 +171,7 @@ class _OwnProxy:
                     child.planned.name,
                     child.planned.service,
                     child.planned.url,
-                    lambda child=child: child.is_ready,  # type: ignore[misc]
+                    lambda child=child: child.is_ready,  # type: ignore[misc]  # mypy infers no lambda with a default
                     child.suspect,
                 )
                 for child in self._children
@@ -204,59 +204,6 @@ class _OwnProxy:
             await runner.cleanup()
 
 
-class _Nginx:
-    """nginx in a process of its own."""
-
-    def __init__(self, command: Sequence[str], listeners: Sequence[Listener]) -> None:
-        self._command = command
-        self._listeners = listeners
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> list[str]:
-        """Answer requests; where."""
-        self._process = await asyncio.create_subprocess_exec(*self._command, start_new_session=True)
-        for listener in self._listeners:
-            await self._until_listening(listener)
-        return [
-            f"unix:{listener.path}"
-            if listener.path is not None
-            else f"{'https' if listener.tls else 'http'}://{f'[{a}]' if ':' in a else a}:{listener.port}"
-            for listener in self._listeners
-            for a in (listener.bind_addresses if listener.path is None else ("",))
-        ]
-
-    async def _until_listening(self, listener: Listener) -> None:
-        assert self._process is not None
-        address = next((a for a in listener.bind_addresses if ":" not in a), listener.bind_addresses[0])
-        try:
-            async with asyncio.timeout(NGINX_START_SECONDS):
-                while True:
-                    if self._process.returncode is not None:
-                        raise CannotStart("nginx does not start; its reason is above")
-                    try:
-                        if listener.path is not None:
-                            _, writer = await asyncio.open_unix_connection(listener.path)
-                        else:
-                            _, writer = await asyncio.open_connection(address, listener.port)
-                    except OSError:
-                        await asyncio.sleep(0.05)
-                        continue
-                    writer.close()
-                    return
-        except TimeoutError:
-            raise CannotStart("nginx does not listen") from None
-
-    async def close(self) -> None:
-        """SIGQUIT would wait for parked polls, which the processes behind answer only when they end."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.terminate()
-
-    async def finish(self) -> None:
-        """Wait for its end."""
-        if self._process is not None:
-            await self._process.wait()
-
-
 @asynccontextmanager
 async def _open_proxy(
     settings: Settings,
@@ -264,14 +211,15 @@ async def _open_proxy(
     http: aiohttp.ClientSession,
     nginx: str | None,
     folder: Path,
-) -> "AsyncIterator[_OwnProxy | _Nginx]":
+    clock: Clock,
+) -> "AsyncIterator[_OwnProxy | NginxProcess]":
     listeners = settings.listeners
     async with bound_listeners(listeners) as sockets:
         if nginx is None:
             yield _OwnProxy(settings, listeners, sockets, children, http)
             return
     config = nginx_config(settings, listeners, [child.planned for child in children])
-    yield _Nginx(nginx_command(nginx, folder, config), listeners)
+    yield NginxProcess(nginx_command(nginx, folder, config), listeners, clock)
 
 
 async def supervise(
