@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matrixcore.identifiers import InvalidIdentifier, RoomId, parse_room_id
+from matrixcore.identifiers import InvalidIdentifier, RoomId, ServerName, parse_room_id
 from tessera.storage import directory
 from tessera.storage.database import Database
 from tessera.storage.directory import RoomSummary
@@ -22,12 +22,18 @@ async def load_summaries(shards: RoomShards, room_ids: Sequence[RoomId]) -> list
     return [summarise(outline) for outline in await load_outlines(shards, room_ids)]
 
 
-async def load_outlines(shards: RoomShards, room_ids: Sequence[RoomId]) -> list[RoomOutline]:
-    """What rooms look like from outside now: one query a shard. Unknown rooms are left out."""
+async def load_outlines(
+    shards: RoomShards, room_ids: Sequence[RoomId], server_name: ServerName | None = None
+) -> list[RoomOutline]:
+    """What rooms look like from outside now: one query a shard. Unknown rooms are left out.
+
+    Args:
+        server_name: the outlines tell whether it is in the rooms.
+    """
 
     async def of_shard(name: str, rooms: list[RoomId]) -> list[RoomOutline]:
         async with shards.databases[name].reading() as tx:
-            return await list_outlines(tx, rooms)
+            return await list_outlines(tx, rooms, server_name)
 
     groups = shards.group_rooms(dict.fromkeys(room_ids))
     found = await asyncio.gather(*(of_shard(name, rooms) for name, rooms in groups.items()))

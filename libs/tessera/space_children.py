@@ -4,7 +4,7 @@ Spec: C-S API §Spaces, "Ordering of children within a space"; GET /rooms/{roomI
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -40,6 +40,12 @@ class SpaceChild:
         """The child."""
         return self.key.room_id
 
+    @property
+    def via(self) -> Sequence[str]:
+        """Names of servers that may know the child, as its event has them: not checked."""
+        via: Sequence[str] = self.event["content"]["via"]
+        return via
+
 
 def sort_children(events: Iterable[ChildEvent]) -> dict[RoomId, Sequence[SpaceChild]]:
     """The children of each space, in order. What has no valid `via`, or is no room, is no child."""
@@ -57,13 +63,13 @@ def valid_order(value: object) -> str | None:
     return None
 
 
-def _child_of(event: ChildEvent) -> SpaceChild | None:
-    content = orjson.loads(event.pdu)["content"]
+def child_of(state_key: object, sender: str, origin_server_ts: int, content: Mapping[str, Any]) -> SpaceChild | None:
+    """The child that an m.space.child event makes; None if it makes none."""
     via = content.get("via")
     if not isinstance(via, list) or not via or not all(isinstance(name, str) for name in via):
         return None
     try:
-        room_id = parse_room_id(event.state_key)
+        room_id = parse_room_id(state_key)
     except InvalidIdentifier:
         return None
     order = valid_order(content.get("order"))
@@ -71,8 +77,12 @@ def _child_of(event: ChildEvent) -> SpaceChild | None:
         "type": "m.space.child",
         "state_key": room_id,
         "content": content,
-        "sender": event.sender,
-        "origin_server_ts": event.origin_server_ts,
+        "sender": sender,
+        "origin_server_ts": origin_server_ts,
     }
-    key = ChildKey(order is None, order or "", event.origin_server_ts, room_id)
+    key = ChildKey(order is None, order or "", origin_server_ts, room_id)
     return SpaceChild(key, content.get("suggested") is True, stripped)
+
+
+def _child_of(event: ChildEvent) -> SpaceChild | None:
+    return child_of(event.state_key, event.sender, event.origin_server_ts, orjson.loads(event.pdu)["content"])

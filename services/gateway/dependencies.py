@@ -22,6 +22,7 @@ from services.gateway.room_changes import RoomChanges
 from services.gateway.room_creation import RoomMaker
 from services.gateway.rooms_elsewhere import RoomsElsewhere
 from services.gateway.sessions import TokenLifetimes
+from services.gateway.spaces_elsewhere import SpacesElsewhere
 from services.gateway.telephone_delegate import TelephoneDelegate
 from services.gateway.uia import UserInteractiveAuth
 from tessera.clock import Clock
@@ -57,6 +58,7 @@ class GatewayDeps:
         receipts: its `run` belongs to the process's TaskGroup.
         peers: asks other servers; None where a test has none.
         backfiller: fetches history from them; None as before.
+        spaces: asks them about rooms that are not here; None as before.
     """
 
     settings: Settings
@@ -86,6 +88,7 @@ class GatewayDeps:
     elsewhere: RoomsElsewhere | None = None
     peers: FederationClient | None = None
     backfiller: Backfiller | None = None
+    spaces: SpacesElsewhere | None = None
 
     @property
     def remote_keys(self) -> RemoteKeys | None:

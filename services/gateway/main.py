@@ -18,6 +18,7 @@ from services.gateway import (
 from services.gateway.app import build_gateway, gateway_routers, gateway_routes
 from services.gateway.passwords import Passwords
 from services.gateway.rooms_elsewhere import RoomsElsewhere
+from services.gateway.spaces_elsewhere import SpacesElsewhere
 from tessera.federation.backfilling import Backfiller
 from tessera.federation.event_fetching import EventFetcher
 from tessera.federation.handshakes import Handshaker
@@ -66,6 +67,7 @@ async def open_gateway(around: Surroundings) -> AsyncIterator[Service]:
             elsewhere=RoomsElsewhere(gateway.rooms, shaker, joiner, around.limits),
             peers=around.federation.client,
             backfiller=backfiller,
+            spaces=SpacesElsewhere(around.federation.client, gateway.server_name, around.clock),
         )
     await commands.start()
     try:

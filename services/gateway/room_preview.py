@@ -7,8 +7,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from matrixcore.identifiers import RoomId, UserId
+from matrixcore.identifiers import RoomId, ServerName, UserId
 from matrixcore.room_versions import ROOM_VERSIONS
+from services.gateway.spaces_elsewhere import RemoteRoom
 from tessera.room_summaries import allowed_rooms, load_outlines, summarise
 from tessera.space_children import MAX_CHILDREN, SpaceChild, sort_children
 from tessera.storage import user_rooms
@@ -30,10 +31,18 @@ class SeenRoom:
 
 
 async def load_seen_rooms(
-    shards: RoomShards, accounts: Database, user_id: UserId | None, room_ids: Sequence[RoomId]
+    shards: RoomShards,
+    accounts: Database,
+    user_id: UserId | None,
+    room_ids: Sequence[RoomId],
+    server_name: ServerName | None = None,
 ) -> dict[RoomId, SeenRoom]:
-    """Those of the rooms that are known here: one query a shard, and one of the account store."""
-    outlines = await load_outlines(shards, room_ids)
+    """Those of the rooms that are known here: one query a shard, and one of the account store.
+
+    Args:
+        server_name: this server; with it `is_followed` of the outlines says whether it is in the rooms.
+    """
+    outlines = await load_outlines(shards, room_ids, server_name)
     memberships: Mapping[RoomId, str] = {}
     if user_id is not None and outlines:
         wanted = {outline.room_id for outline in outlines}
@@ -41,6 +50,23 @@ async def load_seen_rooms(
         async with accounts.reading() as tx:
             memberships = await user_rooms.list_memberships(tx, user_id, sorted(wanted))
     return {outline.room_id: _see(outline, user_id, memberships) for outline in outlines}
+
+
+async def judge_remote_rooms(
+    accounts: Database, user_id: UserId | None, rooms: Mapping[RoomId, RemoteRoom]
+) -> dict[RoomId, tuple[str | None, bool]]:
+    """(what the user is in the room, whether the user may look at it) for rooms that others tell of: one query."""
+    memberships: Mapping[RoomId, str] = {}
+    if user_id is not None and rooms:
+        wanted = sorted({*rooms, *(name for room in rooms.values() for name in room.allowed)})
+        async with accounts.reading() as tx:
+            memberships = await user_rooms.list_memberships(tx, user_id, wanted)
+    default = None if user_id is None else "leave"
+    return {
+        room_id: (membership, room.may_be_seen(membership, memberships))
+        for room_id, room in rooms.items()
+        for membership in (memberships.get(room_id, default),)
+    }
 
 
 async def load_children(shards: RoomShards, room_ids: Sequence[RoomId]) -> dict[RoomId, Sequence[SpaceChild]]:

@@ -1,15 +1,16 @@
 """GET /room_summary/{roomIdOrAlias}: what a room looks like from outside. Spec: C-S API §Room Summaries."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from matrixcore.identifiers import RoomId, UserId
+from matrixcore.identifiers import RoomId, ServerName, UserId
 from services.gateway.dependencies import GatewayDep, GatewayDeps
-from services.gateway.joining import room_of
-from services.gateway.room_preview import load_seen_rooms
+from services.gateway.joining import ServersParameter, place_of, room_of
+from services.gateway.room_preview import judge_remote_rooms, load_seen_rooms
 from services.gateway.routing import client_router, requester_of
 from tessera.http.errors import MissingToken, NotFound
 from tessera.http.replies import json_reply
@@ -38,30 +39,60 @@ _TOLD = (
 @router.get("/room_summary/{room_id_or_alias}")
 @unstable_router.get("/summary/{room_id_or_alias}")
 @unstable_router.get("/rooms/{room_id_or_alias}/summary")
-async def get_room_summary(room_id_or_alias: str, request: Request, gateway: GatewayDep) -> Response:
-    """The summary, to whoever could join the room, ask to, or read it anyway; an access token is not needed."""
+async def get_room_summary(
+    room_id_or_alias: str, request: Request, gateway: GatewayDep, via: ServersParameter = None
+) -> Response:
+    """The summary, to whoever could join the room, ask to, or read it anyway; an access token is not needed.
+
+    Only who has one has other servers asked.
+    """
     try:
         user_id = (await requester_of(request)).user_id
     except MissingToken:
         user_id = None
-    room_id = await room_of(gateway, room_id_or_alias)
-    return json_reply(await load_summary(gateway, room_id, user_id))
+    if user_id is None:
+        room_id, servers = await room_of(gateway, room_id_or_alias), list[ServerName]()
+    else:
+        room_id, servers = await place_of(gateway, room_id_or_alias, via or ())
+    return json_reply(await load_summary(gateway, room_id, user_id, servers))
 
 
-async def load_summary(gateway: GatewayDeps, room_id: RoomId, user_id: UserId | None) -> dict[str, Any]:
+async def load_summary(
+    gateway: GatewayDeps, room_id: RoomId, user_id: UserId | None, via: Sequence[ServerName] = ()
+) -> dict[str, Any]:
     """The room's summary with the user's membership.
+
+    Args:
+        via: servers that may know the room if this one is not in it.
 
     Raises:
         NotFound: also for rooms that the user may not see.
     """
-    room = (await load_seen_rooms(gateway.shards, gateway.accounts, user_id, [room_id])).get(room_id)
-    told = await _load_told(gateway.accounts, room_id, user_id) if room is None and user_id is not None else None
-    if told is not None:
-        return told
+    seen = await load_seen_rooms(gateway.shards, gateway.accounts, user_id, [room_id], gateway.server_name)
+    room = seen.get(room_id)
+    if user_id is not None and (room is None or not room.outline.is_followed):
+        if (line := await _ask_for(gateway, room_id, user_id, via)) is not None:
+            return line
+        if room is None and (told := await _load_told(gateway.accounts, room_id, user_id)) is not None:
+            return told
     if room is None or not room.is_accessible:
         raise NotFound("Room not found")
     line = summary_line(room.outline)
     return line if room.membership is None else {**line, "membership": room.membership}
+
+
+async def _ask_for(
+    gateway: GatewayDeps, room_id: RoomId, user_id: UserId, via: Sequence[ServerName]
+) -> dict[str, Any] | None:
+    """What the room's servers tell, if they do and the user may be told."""
+    if gateway.spaces is None or gateway.elsewhere is None:
+        return None
+    servers = await gateway.elsewhere.servers_of(user_id, room_id, via)
+    room = (await gateway.spaces.begin().find({room_id: servers}))[room_id]
+    if room is None:
+        return None
+    membership, may_see = (await judge_remote_rooms(gateway.accounts, user_id, {room_id: room}))[room_id]
+    return {**room.line, "membership": membership} if may_see else None
 
 
 async def _load_told(accounts: Database, room_id: RoomId, user_id: UserId) -> dict[str, Any] | None:

@@ -79,7 +79,7 @@ class RoomsElsewhere:
         Raises:
             MatrixError
         """
-        servers = await self._servers_of(session.user_id, room_id, via)
+        servers = await self.servers_of(session.user_id, room_id, via)
         if not servers:
             raise NotFound("This room is not known here, and no server was named that knows it")
         if self.limits is not None:
@@ -125,7 +125,7 @@ class RoomsElsewhere:
     ) -> EventId:
         """Knock on a room that this server does not follow. Raises MatrixError."""
         user_id, troubles = session.user_id, list[PeerError]()
-        servers = await self._servers_of(user_id, room_id, via)
+        servers = await self.servers_of(user_id, room_id, via)
         if not servers:
             raise NotFound("This room is not known here, and no server was named that knows it")
         for server in servers[:MAX_SERVERS_ASKED]:
@@ -190,7 +190,7 @@ class RoomsElsewhere:
     async def _leave_there(self, user_id: UserId, room_id: RoomId, content: Mapping[str, Any]) -> EventId | None:
         try:
             async with asyncio.timeout(LEAVE_SECONDS):
-                for server in (await self._servers_of(user_id, room_id, ()))[:MAX_SERVERS_ASKED]:
+                for server in (await self.servers_of(user_id, room_id, ()))[:MAX_SERVERS_ASKED]:
                     now_ms = self.changes.clock.now_ms()
                     try:
                         event = await leave_there(self.shaker, server, room_id, user_id, content, now_ms)
@@ -212,7 +212,7 @@ class RoomsElsewhere:
             if error.errcode != "M_BAD_STATE":
                 raise
 
-    async def _servers_of(self, user_id: UserId, room_id: RoomId, via: Sequence[ServerName]) -> list[ServerName]:
+    async def servers_of(self, user_id: UserId, room_id: RoomId, via: Sequence[ServerName]) -> list[ServerName]:
         """Who may know a room: those that were named, the inviter's, the room ID's, those that once were in it."""
         row = await self._find_row(user_id, room_id)
         servers = dict.fromkeys(via[:MAX_VIA])

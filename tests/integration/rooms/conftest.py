@@ -57,6 +57,8 @@ def gateway(accounts: Database, shards: RoomShards, clock: FakeClock) -> SimpleN
         rooms=changes,
         room_maker=RoomMaker(changes, SERVER, KEY),
         backfiller=None,
+        elsewhere=None,
+        spaces=None,
     )
 
 
