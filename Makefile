@@ -11,13 +11,13 @@ DEVELOPMENT := .venv/.development-stamp
 JS := tests/interop/js/node_modules/.package-lock.json
 PYTEST := $(BIN)/pytest
 
-.PHONY: run test check test-unit test-integration test-interop synapse simulation chaos chaos-short rolling bench lock clean
+.PHONY: run test check test-unit test-integration test-interop synapse simulation chaos chaos-short rolling bench reference-pages bad-input lock clean
 
 run: $(RUNTIME)
 	@test -e $(DATA)/homeserver.yaml || $(BIN)/tessera generate-config --server-name $(SERVER_NAME) --data $(DATA) --port $(PORT)
 	@exec $(BIN)/tessera serve --config $(DATA)/homeserver.yaml
 
-LONG := tests/interop/test_synapse_membership.py tests/interop/test_synapse_edus.py
+LONG := tests/interop/synapse
 
 test: check $(JS)
 	@$(BIN)/python -m tests.surroundings
@@ -44,6 +44,14 @@ synapse: $(DEVELOPMENT)
 
 test-interop: $(DEVELOPMENT) $(JS)
 	$(PYTEST) tests/interop
+
+# The pages of docs/ that tests make; the tests fail where these are out of date.
+reference-pages: $(DEVELOPMENT)
+	TESSERA_WRITE_PAGES=1 $(PYTEST) tests/integration/bad_input/test_permission_matrix.py tests/integration/test_query_counts.py
+
+# Requests made from the specification's OpenAPI files (SPEC_API: the folder data/api of the specification).
+bad-input: $(DEVELOPMENT)
+	$(BIN)/python -m tests.bad_input.official_schemas --api $(SPEC_API)
 
 # A web client in headless Chromium, which must be on the machine.
 test-browser: $(DEVELOPMENT) $(JS)
