@@ -28,6 +28,7 @@ CHECKS = {
         "consumer upgraded_rooms",
     },
     "push": {"redis", "kafka", "accounts", "shard main", "leases", "consumer push"},
+    "appservice": {"redis", "kafka", "accounts", "shard main"},
 }
 PATHS = {
     "gateway": "/_matrix/client/versions",
@@ -107,9 +108,17 @@ async def eventually(store: Database, query: str, name: str, expected: int) -> N
             await asyncio.sleep(0.05)
 
 
-async def refused(config: Path, service: str) -> str:
+async def test_a_second_writer_of_the_same_name_does_not_start(service: Start, config: Path) -> None:
+    first = await service("rooms", "one")
+    assert "another writer named one is running" in await refused(config, "rooms", "one")
+    first.signal(signal.SIGKILL)
+    await first.wait()
+    assert await (await service("rooms", "one")).stop() == 0
+
+
+async def refused(config: Path, service: str, name: str = "x") -> str:
     """What a process that does not start says in its last line."""
-    process = ServiceProcess(config, service, "x")
+    process = ServiceProcess(config, service, name)
     await process.begin()
     assert await process.wait() == 1
     said = process.said()
