@@ -52,6 +52,12 @@ async def send(client: Client, room_id: str, body: str, txn_id: str = "1") -> st
 # Making rooms
 
 
+async def test_many_rooms_of_one_content_made_in_one_millisecond(people: SimpleNamespace) -> None:
+    """The ID of a room of version 12 is a hash of its create event, which would be the same for all of them."""
+    made = await asyncio.gather(*(make(people.alice, room_version="12") for _ in range(24)))
+    assert len(set(made)) == 24
+
+
 @pytest.mark.parametrize("version", [str(number) for number in range(1, 13)])
 async def test_rooms_of_every_version(people: SimpleNamespace, version: str) -> None:
     room_id = await make(people.alice, room_version=version, name="N", topic="T", invite=[BOB], is_direct=True)
