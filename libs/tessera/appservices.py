@@ -56,6 +56,14 @@ class Registration:
         """Whether the service may act as a user."""
         return user_id == self.sender or _matches(self.users, user_id)
 
+    def has_alias(self, alias: str) -> bool:
+        """Whether an alias is in a namespace of the service."""
+        return _matches(self.aliases, alias)
+
+    def has_room(self, room_id: str) -> bool:
+        """Whether a room is in a namespace of the service."""
+        return _matches(self.rooms, room_id)
+
 
 class AppServices:
     """All application services of this server."""
@@ -76,6 +84,26 @@ class AppServices:
             user_id == one.sender or _matches((space for space in one.users if space.exclusive), user_id)
             for one in self.registrations
         )
+
+    def is_alias_claimed(self, alias: str, by: str | None) -> bool:
+        """Whether the alias is another service's alone.
+
+        Args:
+            by: the ID of the service that asks; None for anybody else.
+        """
+        return any(
+            one.service_id != by and _matches((space for space in one.aliases if space.exclusive), alias)
+            for one in self.registrations
+        )
+
+    def find_by_id(self, service_id: str) -> Registration | None:
+        """The service of an ID."""
+        return next((one for one in self.registrations if one.service_id == service_id), None)
+
+    @property
+    def reachable(self) -> tuple[Registration, ...]:
+        """Those that have a URL."""
+        return tuple(one for one in self.registrations if one.url is not None)
 
 
 def read_registrations(paths: Sequence[Path], server_name: ServerName) -> AppServices:

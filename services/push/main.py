@@ -7,29 +7,10 @@ from matrixcore.identifiers import ServerName
 from services.push.badges import BadgeCounter
 from services.push.queueing import CONSUMER, PushStep
 from services.push.sending import PARALLEL, PushSender
+from tessera.consumer_beginnings import begin_at_the_heads
 from tessera.consumer_leases import ConsumerLeases
 from tessera.record_consumer import RecordConsumer
 from tessera.service import Service, Surroundings
-from tessera.storage import consumer_cursors
-from tessera.storage.consumer_cursors import Cursor
-from tessera.storage.database import Database
-from tessera.storage.partitions import list_heads
-from tessera.storage.shards import RoomShards
-
-
-async def begin_at_the_heads(accounts: Database, shards: RoomShards) -> None:
-    """Let a service that runs for the first time push nothing of what was said before. Repeatable."""
-    async with accounts.reading() as tx:
-        known = await consumer_cursors.list_cursors(tx, CONSUMER)
-    cursors: dict[int, Cursor] = {}
-    for name in shards.names:
-        missing = [partition for partition in shards.partitions_of(name) if partition not in known]
-        async with shards.databases[name].reading() as tx:
-            heads = await list_heads(tx, missing)
-        cursors |= {partition: Cursor(head.incarnation, head.position) for partition, head in heads.items()}
-    if cursors:
-        async with accounts.reading() as tx:
-            await consumer_cursors.move_cursors(tx, CONSUMER, cursors)
 
 
 @asynccontextmanager
@@ -51,7 +32,7 @@ async def open_push(around: Surroundings) -> AsyncIterator[Service]:
     )
     jitter = (settings.push.jitter_delay or 0) / 1_000
     step = PushStep(around.accounts, around.shards, around.clock, ServerName(settings.server_name), jitter, sender.wake)
-    await begin_at_the_heads(around.accounts, around.shards)
+    await begin_at_the_heads(around.accounts, around.shards, CONSUMER)
     consumer = RecordConsumer(CONSUMER, step, around.records, around.accounts, around.shards, around.clock)
     checks = {f"consumer {CONSUMER}": consumer.check}
     background = (consumer.run, sender.run)

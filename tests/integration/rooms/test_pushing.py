@@ -14,11 +14,11 @@ from seeded_rooms import ALICE, BEGINNING_MS, BOB, CAROL, ROOM, SERVER, SeededRo
 from matrixcore.identifiers import EventId, UserId
 from services.push.badges import BadgeCounter
 from services.push.gateway_client import GatewayClient
-from services.push.main import begin_at_the_heads
 from services.push.queueing import CONSUMER, PushStep
 from services.push.sending import PushSender
 from tessera.bus import LocalRecordBus
 from tessera.clock import FakeClock
+from tessera.consumer_beginnings import begin_at_the_heads
 from tessera.ids import IdSource
 from tessera.record_consumer import RecordConsumer
 from tessera.storage import account_data, push_rules, pushers, read_positions, user_rooms
@@ -309,8 +309,8 @@ async def test_a_service_that_starts_for_the_first_time_pushes_nothing_old(
 ) -> None:
     await world.pusher(ALICE)
     await room.message(BOB, "long ago")
-    await begin_at_the_heads(world.accounts, shards)
-    await begin_at_the_heads(world.accounts, shards)
+    await begin_at_the_heads(world.accounts, shards, CONSUMER)
+    await begin_at_the_heads(world.accounts, shards, CONSUMER)
     new = await room.message(BOB, "new")
     await world.push()
     assert world.gateway.events() == [new.event_id]

@@ -1,0 +1,1 @@
+"""Application services are told what concerns them. Spec: Application Service API §Pushing events."""

@@ -1,0 +1,55 @@
+"""Puts the appservice service together: a consumer of room.log fills the queues, and a sender empties them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from matrixcore.identifiers import ServerName
+from services.appservice.queue_step import CONSUMER, AppServiceStep
+from services.appservice.sending import PARALLEL, Sender
+from tessera.consumer_beginnings import begin_at_the_heads
+from tessera.consumer_leases import ConsumerLeases
+from tessera.record_consumer import RecordConsumer
+from tessera.service import Service, Surroundings
+from tessera.storage import appservice_queue
+
+
+@asynccontextmanager
+async def open_appservice(around: Surroundings) -> AsyncIterator[Service]:
+    """Several processes share the partitions of room.log, and the services in buckets; nothing without services."""
+    services = around.authenticator.appservices.reachable
+    if not services:
+        async with around.accounts.reading() as tx:
+            await appservice_queue.forget_cursors(tx, CONSUMER)
+        yield Service()
+        return
+    # The HTTP client takes memory.
+    from tessera.appservice_client import AppServiceClient
+
+    server_name = ServerName(around.settings.server_name)
+    client = AppServiceClient(around.clock, connections=2 * PARALLEL)
+    sender = Sender(
+        services=services,
+        accounts=around.accounts,
+        shards=around.shards,
+        client=client,
+        clock=around.clock,
+        ids=around.ids,
+    )
+    step = AppServiceStep(services, around.accounts, around.shards, around.clock, server_name, sender.wake)
+    await begin_at_the_heads(around.accounts, around.shards, CONSUMER)
+    consumer = RecordConsumer(CONSUMER, step, around.records, around.accounts, around.shards, around.clock)
+    checks = {f"consumer {CONSUMER}": consumer.check, "application services": sender.check}
+    background = (consumer.run, sender.run)
+    try:
+        if not around.is_shared:
+            consumer.take_on(range(around.shards.partitions))
+            sender.take_on(range(around.shards.partitions))
+            yield Service(checks=checks, background=background)
+            return
+        owner = f"{around.name}/{around.ids.token(9)}"
+        leases = ConsumerLeases(around.accounts, around.clock, owner, [consumer, sender], around.shards.partitions)
+        yield Service(
+            checks={**checks, "leases": leases.check}, background=(*background, leases.run), drain=leases.stop
+        )
+    finally:
+        await client.close()
