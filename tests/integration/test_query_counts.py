@@ -5,7 +5,6 @@ is the usual way in which a server that was quick in tests becomes slow in an or
 """
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +13,20 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.fixtures.reference_pages import HOW, is_being_written, read_page, write_page
 from tests.fixtures.whole_server import Device, WholeServer, running_whole_server
 
 SMALL, LARGE = 4, 24
 
-# The most statements that each takes, of whatever size. The table is printed with -s, and by TESSERA_QUERY_TABLE=file.
+PAGE = "query-counts.md"
+_INTRODUCTION = f"""# Statements of the heavy endpoints
+
+What a request costs may grow with its answer; what it asks PostgreSQL may not. A test
+(`tests/integration/test_query_counts.py`; the page is {HOW}) asks a server with {SMALL} members of a room, rooms of
+a space, public rooms, answers, reactions and people, and the same server with {LARGE} of each.
+
+"""
+# The most statements that each takes, of whatever size.
 MOST = {
     "initial sync": 12,
     "incremental sync": 18,
@@ -156,8 +164,18 @@ async def test_the_number_of_statements_does_not_grow(grown: Grown) -> None:
     lines = [f"| {name} | {small} | {large} | {MOST[name]} |" for name, (small, large) in counts.items()]
     table = "\n".join([f"| endpoint | with {SMALL} | with {LARGE} | most |", "|---|--:|--:|--:|", *lines])
     print(table)
-    if place := os.environ.get("TESSERA_QUERY_TABLE"):
-        await asyncio.to_thread(Path(place).write_text, table + "\n")
+    if is_being_written():
+        await asyncio.to_thread(write_page, PAGE, f"{_INTRODUCTION}{table}\n")
+    told = _counts_of(await asyncio.to_thread(read_page, PAGE))
+    current = {name: (max(pair), MOST[name]) for name, pair in counts.items()}
+    assert told.keys() == current.keys(), f"docs/{PAGE} is {HOW}"
+    assert all(current[name][0] <= told[name][0] and current[name][1] == told[name][1] for name in told), table
     grew = {name: pair for name, pair in counts.items() if pair[1] > pair[0]}
     assert not grew, table
     assert not {name for name, pair in counts.items() if max(pair) > MOST[name]}, table
+
+
+def _counts_of(page: str) -> dict[str, tuple[int, int]]:
+    """What a page says of each endpoint: (the larger server's statements, the most)."""
+    rows = [[field.strip() for field in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
+    return {name: (int(large), int(most)) for name, _small, large, most in rows[2:]}

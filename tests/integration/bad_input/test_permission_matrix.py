@@ -4,9 +4,7 @@ A new endpoint is closed to everybody here until one of the lists below names it
 """
 
 import asyncio
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -17,6 +15,7 @@ from starlette.routing import Route
 from target_server import API, Target, register
 
 from tessera.http.guest_access import GUEST_OPERATIONS
+from tests.fixtures.reference_pages import HOW, is_being_written, read_page, write_page
 
 # Without a token, by the specification or because that is what they are for.
 OPEN = frozenset(
@@ -38,7 +37,10 @@ OPEN = frozenset(
         *("get_content_unauthenticated", "get_content_thumbnail_unauthenticated"),
         # What a browser without a token opens while it registers or logs in.
         *("get_auth_fallback", "post_auth_fallback", "get_consent", "registration_token_validity"),
+        *("get_validation_page", "submit_validation_page"),
         *("health", "ready", "metrics", "get_server_version"),
+        # A delay ID is a secret that the media server of a call has, which has no account.
+        *("update_delayed_event", "cancel_delayed_event", "restart_delayed_event", "send_delayed_event"),
     ]
 )
 # For application services: any other token is an unknown one.
@@ -65,6 +67,18 @@ ANYBODY_MAY = frozenset(
 ABOUT_OTHERS = frozenset(["get_user_profile", "get_profile_field", "get_presence", "report_user", "set_typing"])
 REFUSED = (401, 403, 404)
 Row = tuple[str, str, str]
+PAGE = "permission-matrix.md"
+CALLERS = ("nobody", "guest", "stranger", "left", "banned", "another user", "no administrator")
+_INTRODUCTION = f"""# Who is refused what
+
+Every endpoint of the client-server API against each kind of caller who may not use it, with the answer that a test
+got (`tests/integration/bad_input/test_permission_matrix.py`; the page is {HOW}). The room that a path names is
+private. Callers: nobody has no token; a guest account; a stranger has nothing to do with the room; one left it; one
+is banned from it; another user asks for what is the user's own; somebody who is no administrator asks what is theirs.
+
+An empty field: that caller may ask, or the endpoint has nothing to do with that. Guests may use what
+`libs/tessera/http/guest_access.py` lists; what somebody who left may still read ends with the stay.
+"""
 
 
 @pytest.fixture
@@ -85,8 +99,11 @@ async def test_each_caller_is_refused_what_is_not_theirs(target: Target) -> None
                 wrong.append(f"{method} {route.path} ({route.name}): {caller}: {problem}")
     assert not wrong, "\n".join(wrong)
     assert len(rows) > 250
-    if place := os.environ.get("TESSERA_PERMISSION_MATRIX"):
-        await asyncio.to_thread(Path(place).write_text, _table(rows))
+    page = f"{_INTRODUCTION}\n{_table(rows)}"
+    if is_being_written():
+        await asyncio.to_thread(write_page, PAGE, page)
+    missing = set(page.splitlines()) ^ set((await asyncio.to_thread(read_page, PAGE)).splitlines())
+    assert not missing, f"docs/{PAGE} is {HOW}: " + "\n".join(sorted(missing))
 
 
 class _Callers:
@@ -134,8 +151,12 @@ async def _ok(target: Target, path: str, body: Any, token: str | None = "") -> N
 
 
 def _routes(target: Target) -> Iterator[tuple[Route, str]]:
+    stable = {route.name for route in target.app.routes if "/unstable/" not in route.path}
     for route in target.app.routes:
-        if route.path.startswith(("/_matrix/client/r0", "/_matrix/client/unstable", "/_matrix/media/r0")):
+        if route.path.startswith(("/_matrix/client/r0", "/_matrix/media/r0")):
+            continue
+        # Of what has two names only one is asked for.
+        if "/unstable/" in route.path and route.name in stable:
             continue
         for method in sorted((route.methods or {"GET"}) - {"HEAD"}):
             yield route, method
@@ -209,5 +230,11 @@ def _errcode(answer: httpx.Response) -> str:
 
 
 def _table(rows: list[Row]) -> str:
-    lines = ["| endpoint | caller | answer |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| `{endpoint}` | {caller} | {answer} |" for endpoint, caller, answer in rows), ""])
+    answers: dict[str, dict[str, str]] = {}
+    for endpoint, caller, answer in rows:
+        answers.setdefault(endpoint, {})[caller] = answer
+    lines = [f"| endpoint | {' | '.join(CALLERS)} |", "|---" * (len(CALLERS) + 1) + "|"]
+    for endpoint in sorted(answers, key=lambda name: (name.partition(" ")[2], name)):
+        fields = [f"`{endpoint}`", *(answers[endpoint].get(caller, "") for caller in CALLERS)]
+        lines.append(f"| {' | '.join(fields)} |")
+    return "\n".join([*lines, ""])
