@@ -5,6 +5,7 @@ plain `routes`, an `admin_router` with whole paths, or several of them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 
 from fastapi import APIRouter
 from starlette.routing import BaseRoute
@@ -132,8 +133,13 @@ def gateway_routes() -> Iterator[BaseRoute]:
         yield from getattr(module, "routes", ())
 
 
-def gateway_routers() -> Iterator[APIRouter]:
-    """The FastAPI routers of all modules, with their whole paths."""
+@cache
+def gateway_routers() -> tuple[APIRouter, ...]:
+    """The FastAPI routers of all modules, with their whole paths; made once, as FastAPI takes its time for each."""
+    return tuple(_routers())
+
+
+def _routers() -> Iterator[APIRouter]:
     yield from room_routes.room_routers()
     for module in _MODULES:
         if (router := getattr(module, "router", None)) is not None:

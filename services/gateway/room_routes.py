@@ -1,6 +1,7 @@
 """The gateway's routes about rooms, put together for the application."""
 
 from collections.abc import Sequence
+from functools import cache
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
@@ -63,8 +64,9 @@ _SUMMARY_PREFIX = "/_matrix/client/unstable/im.nheko.summary"
 _MUTUAL_PREFIX = "/_matrix/client/unstable/uk.half-shot.msc2666"
 
 
-def room_routers() -> list[APIRouter]:
-    """The FastAPI routers, with their whole paths."""
+@cache
+def room_routers() -> tuple[APIRouter, ...]:
+    """The FastAPI routers, with their whole paths; made once."""
     newer = [
         _under(relations.router, _V1_PREFIXES),
         _under(room_event_by_timestamp.router, _V1_PREFIXES[:1]),
@@ -76,12 +78,8 @@ def room_routers() -> list[APIRouter]:
         _under(space_hierarchy.router, _V1_PREFIXES[:1]),
     ]
     unstable = [delayed_events.router, rtc_transports.router]
-    return (
-        [mounted(module.router) for module in _MODULES]
-        + newer
-        + unstable
-        + [purge_history.router, server_notices.router]
-    )
+    mounted_ones = [mounted(module.router) for module in _MODULES]
+    return (*mounted_ones, *newer, *unstable, purge_history.router, server_notices.router)
 
 
 def _under(router: APIRouter, prefixes: Sequence[str]) -> APIRouter:
