@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from peer_world import PeerWorld, peer_world, resigned
 from remote_room import DORA, RemoteRoom, remote_room
 from resident_server import Resident
-from test_receiving_law import HISTORIES, History, expected, make_events
+from test_receiving_law import HISTORIES, make_events
 from writer_world import KEY, SERVER, make_world
 
 from matrixcore.events import Event
 from tessera.embedded_postgres import EmbeddedPostgres
 from tessera.storage.database import Database
 from tessera.storage.shards import RoomShards
+from tests.fixtures.room_history import History, expected_end
 
 EXAMPLES = 15
 # A history that does not settle is waited for; shrinking it would take hours.
@@ -47,7 +48,7 @@ async def check(peer: PeerWorld, history: History, version: str, data: st.DataOb
     room.events.update((event.event_id, event) for event in events)
     await send(peer, room, events, data)
     await peer.settled(room, *events)
-    state, ends = expected(room)
+    state, ends = expected_end(room)
     assert await room.current() == state
     assert await room.extremities() == ends
 

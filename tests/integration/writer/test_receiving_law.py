@@ -3,12 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from remote_room import CARLA, DORA, RemoteRoom, State, remote_room
+from remote_room import CARLA, DORA, RemoteRoom, remote_room
 from writer_world import ALICE, World, make_world
 
 from matrixcore.events import Event
@@ -18,15 +17,11 @@ from tessera.records import OrderKey
 from tessera.storage.database import Database
 from tessera.storage.shards import RoomShards
 from tessera.storage.state_loading import find_places, load_state_at
+from tests.fixtures.room_history import KINDS, History, add_history, expected_end
 
 MEMBERS = (ALICE, CARLA, DORA)
 EXAMPLES = 30
 PARTITIONS = 8
-KINDS = ("topic", "name", "message", "levels", "profile", "custom")
-
-
-# (kind, sender, how far back the prev events are, timestamp) of each event.
-History = list[tuple[str, int, list[int], int]]
 HISTORIES = st.lists(
     st.tuples(
         st.sampled_from(KINDS),
@@ -40,40 +35,8 @@ HISTORIES = st.lists(
 
 
 def make_events(room: RemoteRoom, history: History) -> list[Event]:
-    """The events of a history, none of which takes anybody's right away."""
-    line = [room.tip]
-    events: list[Event] = []
-    for number, (kind, who, back, ts) in enumerate(history):
-        prev = list(dict.fromkeys(line[-min(step, len(line))] for step in back))
-        sender = MEMBERS[who]
-        more: dict[str, Any] = {"prev": prev, "sender": sender, "at_ms": 1_700_000_000_000 + ts}
-        match kind:
-            case "topic":
-                event = room.topic(str(number), **more)
-            case "name":
-                event = room.make("m.room.name", {"name": str(number)}, state_key="", **more)
-            case "message":
-                event = room.message(str(number), **more)
-            case "profile":
-                content = {"membership": "join", "displayname": str(number)}
-                event = room.make("m.room.member", content, state_key=sender, **more)
-            case "levels":
-                more["sender"] = ALICE
-                users = {} if room.version == "12" else {ALICE: 100}
-                levels = {"users": users, "events": {"m.room.topic": 0, "m.room.name": 0}, "users_default": number}
-                event = room.make("m.room.power_levels", levels, state_key="", **more)
-            case _:
-                event = room.make("org.example", {"n": number}, state_key=str(number % 3), **{**more, "sender": ALICE})
-        events.append(event)
-        line.append(event.event_id)
-    return events
-
-
-def expected(room: RemoteRoom) -> tuple[State, set[str]]:
-    """What the rules say of the whole DAG at once."""
-    referenced = {prev for event in room.events.values() for prev in event.prev_events}
-    ends = [event.event_id for event in room.events.values() if event.event_id not in referenced]
-    return room.before(ends), set(ends)
+    """The events of a history, by Alice and two people of the other server."""
+    return add_history(room, history, MEMBERS)
 
 
 async def deliver(room: RemoteRoom, events: list[Event], data: st.DataObject) -> None:
@@ -100,7 +63,7 @@ async def check(world: World, history: History, version: str, data: st.DataObjec
     await room.deliver(room.join(DORA))
     events = make_events(room, history)
     await deliver(room, events, data)
-    state, ends = expected(room)
+    state, ends = expected_end(room)
     assert await room.extremities() == ends
     assert await room.current() == state
     assert await room.inbox_states() == []
