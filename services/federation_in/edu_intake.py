@@ -34,7 +34,9 @@ class EduIntake:
             presence_enabled=deps.settings.presence.enabled,
         )
         stored = StoredEdus(deps.accounts, deps.shards, deps.fanout, deps.clock, deps.server_name)
-        resync = DeviceResync(deps.accounts, deps.shards, deps.federation.client, deps.clock, deps.server_name)
+        resync = DeviceResync(
+            deps.accounts, deps.shards, deps.federation.client, deps.fanout, deps.clock, deps.server_name
+        )
         return cls(passing, stored, resync)
 
     @property

@@ -1,14 +1,16 @@
 """Device keys and one-time keys of other servers' users.
 
 Lists of users who share a room with somebody here are kept while their servers tell of changes (federation_in);
-everybody else's server is asked each time. Servers are asked side by side, each for a few seconds at most.
+everybody else's server is asked each time. Servers are asked side by side, all of them for a few seconds at most.
 
 Spec: S-S API §End-to-End Encryption, §Device Management; C-S API §Key management API.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import orjson
@@ -29,6 +31,8 @@ PARALLEL_SERVERS = 50
 MAX_ANSWER_BYTES = 8 << 20
 QUERY_PATH = "/_matrix/federation/v1/user/keys/query"
 CLAIM_PATH = "/_matrix/federation/v1/user/keys/claim"
+Answer = Mapping[str, Any] | None
+Question = Callable[[], Coroutine[Any, Any, Answer]]
 UNREACHABLE = {"status": 503, "message": "The server of these users cannot be reached"}
 
 
@@ -65,7 +69,7 @@ class RemoteKeys:
 
         Args:
             asked: user -> device IDs, none for all devices.
-            seconds: for each server.
+            seconds: for all servers together.
         """
         answer = RemoteAnswer()
         if not asked:
@@ -79,8 +83,13 @@ class RemoteKeys:
             kept = await remote_devices.list_devices(tx, list(lists)) if lists else {}
         fresh = {user_id for user_id, one in lists.items() if not one.stale and user_id in sharing}
         missing = [user_id for user_id in asked if user_id not in fresh]
-        answers = await self._ask_all(_by_server(missing), asked, min(seconds, MAX_SECONDS))
-        for server, users in _by_server(missing).items():
+        by_server = _by_server(missing)
+        bodies = {
+            server: {"device_keys": {user_id: list(asked[user_id]) for user_id in users}}
+            for server, users in by_server.items()
+        }
+        answers = await self._ask_all(QUERY_PATH, bodies, min(seconds, MAX_SECONDS))
+        for server, users in by_server.items():
             found = answers[server]
             if found is None:
                 answer.failures[server] = UNREACHABLE
@@ -108,11 +117,11 @@ class RemoteKeys:
         failures: dict[str, Any] = {}
         by_server = _by_server(asked)
 
-        async def ask(server: ServerName, users: Sequence[UserId]) -> Mapping[str, Any] | None:
-            body = {"one_time_keys": {user_id: dict(asked[user_id]) for user_id in users}}
-            return await self._ask(server, CLAIM_PATH, body, min(seconds, MAX_SECONDS))
+        def body(users: Sequence[UserId]) -> dict[str, Any]:
+            return {"one_time_keys": {user_id: dict(asked[user_id]) for user_id in users}}
 
-        answers = await _gathered({server: ask(server, users) for server, users in by_server.items()})
+        bodies = {server: body(users) for server, users in by_server.items()}
+        answers = await self._ask_all(CLAIM_PATH, bodies, min(seconds, MAX_SECONDS))
         for server, users in by_server.items():
             found = answers[server]
             if found is None:
@@ -127,23 +136,13 @@ class RemoteKeys:
         return claimed, failures
 
     async def _ask_all(
-        self,
-        by_server: Mapping[ServerName, Sequence[UserId]],
-        asked: Mapping[UserId, Sequence[str]],
-        seconds: float,
-    ) -> dict[ServerName, Mapping[str, Any] | None]:
+        self, path: str, bodies: Mapping[ServerName, Mapping[str, Any]], seconds: float
+    ) -> dict[ServerName, Answer]:
         return await _gathered(
-            {
-                server: self._ask(
-                    server, QUERY_PATH, {"device_keys": {user: list(asked[user]) for user in users}}, seconds
-                )
-                for server, users in by_server.items()
-            }
+            {server: partial(self._ask, server, path, body, seconds) for server, body in bodies.items()}, seconds
         )
 
-    async def _ask(
-        self, server: ServerName, path: str, body: Mapping[str, Any], seconds: float
-    ) -> Mapping[str, Any] | None:
+    async def _ask(self, server: ServerName, path: str, body: Mapping[str, Any], seconds: float) -> Answer:
         try:
             return await self.client.post(server, path, body, timeout_s=seconds, max_bytes=MAX_ANSWER_BYTES)
         except PeerError as error:
@@ -151,17 +150,21 @@ class RemoteKeys:
             return None
 
 
-async def _gathered(asking: Mapping[ServerName, Any]) -> dict[ServerName, Mapping[str, Any] | None]:
-    """Each server's answer, so many at once."""
+async def _gathered(asking: Mapping[ServerName, Question], seconds: float) -> dict[ServerName, Answer]:
+    """Each server's answer, so many at once; None for those that have none in time."""
     places = asyncio.Semaphore(PARALLEL_SERVERS)
+    answers: dict[ServerName, Answer] = dict.fromkeys(asking)
 
-    async def one(question: Any) -> Mapping[str, Any] | None:
+    async def one(server: ServerName, ask: Question) -> None:
         async with places:
-            answer: Mapping[str, Any] | None = await question
-            return answer
+            answers[server] = await ask()
 
-    answers = await asyncio.gather(*(one(question) for question in asking.values()))
-    return dict(zip(asking, answers, strict=True))
+    # Dead servers hold their places as long as they may: the others must not wait for them one after another.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds), asyncio.TaskGroup() as group:
+            for server, ask in asking.items():
+                group.create_task(one(server, ask))
+    return answers
 
 
 def _take_answer(answer: RemoteAnswer, user_id: UserId, devices: Sequence[str], found: Mapping[str, Any]) -> None:

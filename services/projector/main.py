@@ -4,7 +4,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
 from matrixcore.identifiers import ServerName
-from services.projector import directory, guest_access, memberships, people, search, upgraded_rooms
+from services.projector import (
+    directory,
+    guest_access,
+    memberships,
+    people,
+    remote_device_lists,
+    search,
+    upgraded_rooms,
+)
 from tessera.bus import SharedRecords
 from tessera.consumer_leases import ConsumerLeases
 from tessera.rebuilding import Rebuilder
@@ -64,10 +72,12 @@ def _steps(around: Surroundings) -> Iterator[tuple[str, Step, Callable[[int], Aw
     yield people.CONSUMER, people.PeopleStep(around.shards, server_name), rebuild_people
     upgrades = upgraded_rooms.UpgradedRoomsStep(around.shards, around.fanout, server_name)
     yield upgraded_rooms.CONSUMER, upgrades, _leave_as_it_is
+    device_lists = remote_device_lists.RemoteDeviceListsStep(around.accounts, around.shards, server_name)
+    yield remote_device_lists.CONSUMER, device_lists, _leave_as_it_is
     if around.settings.allow_guest_access:
         guests = guest_access.GuestAccessStep()
         yield guest_access.CONSUMER, guests, lambda partition: guests.look_at_partition(around.accounts, partition)
 
 
 async def _leave_as_it_is(partition: int) -> None:
-    """What users took along is theirs: it is not projected anew."""
+    """What users took along is theirs, and what other servers told is not in the rooms: neither is projected anew."""

@@ -9,7 +9,7 @@ Spec: S-S API §Device Management.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from matrixcore.identifiers import ServerName, UserId
+from matrixcore.identifiers import RoomId, ServerName, UserId
 from tessera.storage.database import Transaction
 
 MAX_DEVICES = 1_000  # of one user
@@ -26,6 +26,19 @@ class RemoteList(NamedTuple):
     changed: int
     master_key: bytes | None
     self_signing_key: bytes | None
+
+
+class StaleList(NamedTuple):
+    """A list that is to be asked for.
+
+    Attributes:
+        changed: to be given back with the answer.
+        attempts: the present one included.
+    """
+
+    user_id: UserId
+    changed: int
+    attempts: int
 
 
 class RemoteUpdate(NamedTuple):
@@ -77,12 +90,12 @@ FROM (
     SELECT user_id FROM accounts.remote_device_lists
     WHERE stale AND ask_at <= now() AND attempts < {MAX_ATTEMPTS} ORDER BY ask_at LIMIT $1 FOR UPDATE SKIP LOCKED
 ) due
-WHERE l.user_id = due.user_id RETURNING l.user_id, l.changed
+WHERE l.user_id = due.user_id RETURNING l.user_id, l.changed, l.attempts
 """  # noqa: S608 -- constant text
 _REPLACE = """
 UPDATE accounts.remote_device_lists
-SET stream_id = $3, stale = false, attempts = 0, master_key = $4, self_signing_key = $5
-WHERE user_id = $1 AND changed = $2 RETURNING true
+SET stream_id = $2, stale = false, attempts = 0, master_key = $3, self_signing_key = $4
+WHERE user_id = $1
 """
 _CLEAR_DEVICES = "DELETE FROM accounts.remote_devices WHERE user_id = $1"
 _ADD_DEVICES = """
@@ -96,6 +109,21 @@ _SHARING = """
 SELECT DISTINCT m.state_key FROM rooms.current_state m
 JOIN rooms.room_servers s ON s.room_id = m.room_id AND s.server_name = $2 AND s.joined_count > 0
 WHERE m.type = 'm.room.member' AND m.state_key = ANY($1::text[]) AND m.membership = 'join'
+"""
+# Rooms that a user has left do not count, though the user may have come back: between the two, nothing was told.
+_SHARING_ELSEWHERE = (
+    _SHARING
+    + """
+  AND NOT EXISTS (
+      SELECT FROM unnest($3::text[], $4::text[]) AS gone (user_id, room_id)
+      WHERE gone.user_id = m.state_key AND gone.room_id = m.room_id
+  )
+"""
+)
+_MEMBERS_OF_OTHERS = """
+SELECT room_id, state_key FROM rooms.current_state
+WHERE room_id = ANY($1::text[]) AND type = 'm.room.member' AND membership = 'join'
+  AND right(state_key, length($2) + 1) <> ':' || $2
 """
 
 
@@ -146,9 +174,14 @@ async def set_signing_keys(
     await tx.execute(_SET_SIGNING, user_id, master_key, self_signing_key)
 
 
-async def take_stale(tx: Transaction, limit: int) -> list[tuple[UserId, int]]:
-    """(user, `changed`) of lists that are to be asked for now."""
-    return [(row[0], row[1]) for row in await tx.fetch(_TAKE_STALE, limit)]
+async def mark_stale(tx: Transaction, user_ids: Sequence[UserId]) -> None:
+    """Updates of these users may have been missed; their lists are to be asked for. Repeatable."""
+    await tx.execute(_MARK_STALE, sorted(user_ids))
+
+
+async def take_stale(tx: Transaction, limit: int) -> list[StaleList]:
+    """Lists that are to be asked for now."""
+    return [StaleList(*row) for row in await tx.fetch(_TAKE_STALE, limit)]
 
 
 async def replace_list(
@@ -158,18 +191,26 @@ async def replace_list(
     stream_id: int,
     devices: Mapping[str, bytes],
     signing_keys: tuple[bytes | None, bytes | None],
-) -> bool:
-    """A user's server has answered; False if an update came after it was asked, and the answer counts for nothing.
+) -> bool | None:
+    """A user's server has answered.
 
     Args:
         changed: as it was when the server was asked.
         signing_keys: the master and the self-signing key.
+
+    Returns:
+        Whether the list is another one now; None if an update came after the server was asked, and the answer counts
+        for nothing.
     """
-    if await tx.fetchval(_REPLACE, user_id, changed, stream_id, *signing_keys) is None:
-        return False
-    await tx.execute(_CLEAR_DEVICES, user_id)
-    await tx.execute(_ADD_DEVICES, user_id, list(devices), list(devices.values()))
-    return True
+    row = await tx.fetchrow(_LOCK, user_id)
+    if row is None or (known := RemoteList(*row)).changed != changed:
+        return None
+    before = (await list_devices(tx, [user_id])).get(user_id, {})
+    await tx.execute(_REPLACE, user_id, stream_id, *signing_keys)
+    if before != devices:
+        await tx.execute(_CLEAR_DEVICES, user_id)
+        await tx.execute(_ADD_DEVICES, user_id, list(devices), list(devices.values()))
+    return before != devices or signing_keys != (known.master_key, known.self_signing_key)
 
 
 async def forget(tx: Transaction, user_ids: Sequence[UserId]) -> None:
@@ -185,3 +226,20 @@ async def list_kept(tx: Transaction, user_ids: Sequence[UserId]) -> list[UserId]
 async def list_sharing(tx: Transaction, user_ids: Sequence[UserId], own: ServerName) -> set[UserId]:
     """Of users those who are in a room of this shard together with somebody of this server."""
     return {UserId(row[0]) for row in await tx.fetch(_SHARING, list(user_ids), own)}
+
+
+async def list_sharing_elsewhere(
+    tx: Transaction, left: Sequence[tuple[UserId, RoomId]], own: ServerName
+) -> set[UserId]:
+    """Of users who left rooms those who are in another room of this shard together with somebody of this server."""
+    users, rooms = [user_id for user_id, _ in left], [room_id for _, room_id in left]
+    asked = sorted(set(users))
+    return {UserId(row[0]) for row in await tx.fetch(_SHARING_ELSEWHERE, asked, own, users, rooms)}
+
+
+async def list_members_of_others(
+    tx: Transaction, room_ids: Sequence[RoomId], own: ServerName
+) -> list[tuple[UserId, RoomId]]:
+    """(user, room) of those joined to the rooms who are not of this server."""
+    rows = await tx.fetch(_MEMBERS_OF_OTHERS, list(room_ids), own)
+    return [(UserId(row[1]), RoomId(row[0])) for row in rows]

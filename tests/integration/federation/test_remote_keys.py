@@ -1,5 +1,6 @@
 """Keys of other servers' users, and messages to their devices."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from matrixcore.identifiers import RoomId, ServerName, UserId
 from services.gateway.keys import list_keys, take_keys
-from services.gateway.remote_keys import CLAIM_PATH, QUERY_PATH, RemoteKeys
+from services.gateway.remote_keys import CLAIM_PATH, PARALLEL_SERVERS, QUERY_PATH, RemoteKeys
 from services.gateway.send_to_device import MAX_EDU_BYTES, OtherServers, ToDeviceRequest, deliver
 from tessera.fanout import LocalFanout
 from tessera.federation.errors import PeerUnreachable
@@ -31,16 +32,19 @@ def _device(user_id: str, device_id: str) -> dict[str, Any]:
 
 @dataclass
 class Client:
-    """Answers for one server; the other is dead."""
+    """Answers for one server; the other is dead, and `silent` ones never answer."""
 
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     asked: list[tuple[str, str, Mapping[str, Any]]] = field(default_factory=list)
+    silent: set[str] = field(default_factory=set)
 
     async def post(
         self, server: str, path: str, body: Mapping[str, Any], *, timeout_s: float = 0, max_bytes: int = 0
     ) -> dict[str, Any]:
         """The answer to a path."""
         self.asked.append((server, path, body))
+        if server in self.silent:
+            await asyncio.Event().wait()
         if server == DEAD:
             raise PeerUnreachable("no route")
         return self.answers[path]
@@ -91,7 +95,7 @@ async def test_a_server_speaks_for_its_own_users_alone(remote: RemoteKeys) -> No
 async def test_lists_that_are_kept_are_served_without_asking(remote: RemoteKeys) -> None:
     await _query(remote, BOB, CAROL)
     async with remote.accounts.transaction() as tx:
-        stale = dict(await remote_devices.take_stale(tx, 10))
+        stale = {one.user_id: one.changed for one in await remote_devices.take_stale(tx, 10)}
         assert set(stale) == {BOB, CAROL}
         for user_id in (BOB, CAROL):
             kept = {"KEPT": orjson.dumps(_device(user_id, "KEPT"))}
@@ -106,6 +110,17 @@ async def test_lists_that_are_kept_are_served_without_asking(remote: RemoteKeys)
     assert list(reply["device_keys"][BOB]) == ["ONE"]
     assert list(reply["device_keys"][CAROL]) == ["KEPT"], "old, and better than nothing"
     assert list(reply["failures"]) == [DEAD]
+
+
+async def test_many_silent_servers_cost_no_more_than_one(remote: RemoteKeys) -> None:
+    silent = [UserId(f"@someone:silent{number}.example") for number in range(2 * PARALLEL_SERVERS)]
+    assert isinstance(remote.client, Client)
+    remote.client.silent = {user_id.partition(":")[2] for user_id in silent}
+    asked: dict[UserId, list[str]] = {BOB: [], **{user_id: [] for user_id in silent}}
+    async with asyncio.timeout(5):
+        answer = await remote.query(asked, 0.2)
+    assert list(answer.devices) == [BOB]
+    assert sorted(answer.failures) == sorted(remote.client.silent)
 
 
 async def test_claimed_keys_are_of_the_algorithm_that_was_asked_for(remote: RemoteKeys) -> None:

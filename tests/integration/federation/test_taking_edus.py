@@ -166,7 +166,7 @@ async def world(accounts: Database, shards: RoomShards) -> World:
         presence_enabled=True,
     )
     stored = StoredEdus(accounts, shards, fanout, clock, OWN)
-    resync = DeviceResync(accounts, shards, peer, clock, OWN)  # type: ignore[arg-type]
+    resync = DeviceResync(accounts, shards, peer, fanout, clock, OWN)  # type: ignore[arg-type]
     return World(accounts, shards, passing, stored, resync, peer, commands, typing, presences)
 
 
@@ -267,13 +267,39 @@ async def test_lists_of_who_shares_no_room_are_forgotten_and_others_asked_for_la
         assert await remote_devices.list_kept(tx, [BOB, CAROL]) == [BOB]
 
 
+async def test_clients_hear_of_a_list_that_was_wrong(world: World) -> None:
+    """What is asked for after a time without a room in common differs; what is the same is nobody's business."""
+    async with world.accounts.transaction() as tx:
+        await remote_devices.ask_for(tx, [BOB])
+    world.peer.answer = {"user_id": BOB, "stream_id": 5, "devices": [{"device_id": "DEV", "keys": _keys()}]}
+    await world.resync.ask_stale()
+    assert await world.changes() == [], "whoever asked first was told by the server itself"
+    for answer_devices, heard in (([], 1), ([], 1), ([{"device_id": "NEW", "keys": _keys("NEW")}], 2)):
+        async with world.accounts.transaction() as tx:
+            await remote_devices.mark_stale(tx, [BOB])
+        world.peer.answer = {"user_id": BOB, "stream_id": 9, "devices": answer_devices}
+        await world.resync.ask_stale()
+        assert await world.changes() == [(BOB, "")] * heard
+    assert await world.devices() == ["NEW"]
+
+
+async def test_clients_hear_of_a_list_that_its_server_could_not_tell_at_first(world: World) -> None:
+    async with world.accounts.transaction() as tx:
+        await remote_devices.ask_for(tx, [BOB])
+    await world.resync.ask_stale()
+    await world.accounts.execute("UPDATE accounts.remote_device_lists SET ask_at = now()")
+    world.peer.answer = {"user_id": BOB, "stream_id": 5, "devices": [{"device_id": "DEV", "keys": _keys()}]}
+    await world.resync.ask_stale()
+    assert await world.changes() == [(BOB, "")]
+
+
 async def test_an_update_that_comes_during_the_answer_makes_it_void(world: World) -> None:
     async with world.accounts.transaction() as tx:
         await remote_devices.ask_for(tx, [BOB])
-        ((_, changed),) = await remote_devices.take_stale(tx, 1)
+        (stale,) = await remote_devices.take_stale(tx, 1)
     await world.update(9, [], keys=_keys())
     async with world.accounts.transaction() as tx:
-        assert not await remote_devices.replace_list(tx, BOB, changed, 8, {}, (None, None))
+        assert await remote_devices.replace_list(tx, BOB, stale.changed, 8, {}, (None, None)) is None
     assert (await world.kept()).stale
 
 

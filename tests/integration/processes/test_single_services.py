@@ -25,7 +25,7 @@ CHECKS = {
     "projector": {
         *("redis", "kafka", "accounts", "shard main", "leases"),
         *("consumer memberships", "consumer directory", "consumer search", "consumer people"),
-        "consumer upgraded_rooms",
+        *("consumer upgraded_rooms", "consumer remote_device_lists"),
     },
     "push": {"redis", "kafka", "accounts", "shard main", "leases", "consumer push"},
     "appservice": {"redis", "kafka", "accounts", "shard main"},
