@@ -18,6 +18,9 @@ from tessera.storage.database import Database
 
 router = client_router()
 
+deletions = client_router()
+"""Its paths stand below a proposal's name: MSC3391."""
+
 MAX_TYPE_LENGTH = 255
 MAX_CONTENT_BYTES = 1_048_576  # what an initial sync carries for ever after
 _PUSH_RULES = "m.push_rules"
@@ -76,6 +79,26 @@ async def get_account_data_per_room(
     return json_bytes_reply(await require_content(accounts, requester.user_id, require_room_id(room_id), data_type))
 
 
+@deletions.delete("/user/{user_id}/account_data/{data_type}")
+async def delete_account_data(
+    user_id: str, data_type: str, requester: CurrentRequester, accounts: AccountsDep, fanout: FanoutDep
+) -> Response:
+    """Delete one type of the user's own data; syncs tell of it as empty content."""
+    require_own(requester.user_id, user_id)
+    await delete_content(accounts, fanout, requester.user_id, GLOBAL, check_type(data_type))
+    return json_reply({})
+
+
+@deletions.delete("/user/{user_id}/rooms/{room_id}/account_data/{data_type}")
+async def delete_account_data_per_room(
+    user_id: str, room_id: str, data_type: str, requester: CurrentRequester, accounts: AccountsDep, fanout: FanoutDep
+) -> Response:
+    """Delete one type of the user's data for a room."""
+    require_own(requester.user_id, user_id)
+    await delete_content(accounts, fanout, requester.user_id, require_room_id(room_id), check_type(data_type))
+    return json_reply({})
+
+
 async def change_content(
     accounts: Database, fanout: Fanout, user_id: UserId, room_id: str, data_type: str, content: dict[str, Any]
 ) -> None:
@@ -85,6 +108,15 @@ async def change_content(
         raise MatrixError(f"The content is larger than {MAX_CONTENT_BYTES} bytes", errcode="M_TOO_LARGE", status=413)
     async with accounts.transaction() as tx:
         heads = await account_data.set_content(tx, user_id, room_id, data_type, encoded)
+    await fanout.publish_user_wakes(user_log.wakes_of(heads))
+
+
+async def delete_content(accounts: Database, fanout: Fanout, user_id: UserId, room_id: str, data_type: str) -> None:
+    """Delete the content and tell the user's clients; what is not there needs neither."""
+    async with accounts.transaction() as tx:
+        if await account_data.find_content(tx, user_id, room_id, data_type) is None:
+            return
+        heads = await account_data.set_content(tx, user_id, room_id, data_type, None)
     await fanout.publish_user_wakes(user_log.wakes_of(heads))
 
 

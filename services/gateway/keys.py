@@ -7,7 +7,7 @@ Spec: C-S API §End-to-End Encryption, §Key management API.
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from starlette.requests import Request
@@ -25,6 +25,7 @@ from services.gateway.key_checks import (
 from services.gateway.key_signatures import check_signatures
 from services.gateway.remote_keys import DEFAULT_SECONDS, UNREACHABLE, RemoteKeys
 from services.gateway.routing import client_routes, json_object_of, requester_of
+from services.gateway.sessions import Wakes
 from tessera.fanout import Fanout
 from tessera.http.errors import Forbidden, InvalidParam, MatrixError
 from tessera.http.replies import json_reply
@@ -33,13 +34,23 @@ from tessera.storage.cross_signing import ServedCrossSigningKey
 from tessera.storage.database import Database, Transaction
 from tessera.storage.device_changes import DeviceChange
 from tessera.storage.device_keys import ServedDeviceKeys
-from tessera.storage.one_time_keys import ClaimedKey, ClaimTarget, KeyClash
+from tessera.storage.one_time_keys import ClaimedKey, ClaimTarget, KeyClash, PublicKey
 from tessera.storage.user_log import LogEntry, UserLogKind
-from tessera.wakes import DeviceWake
 
 # Clients keep about a hundred one-time keys in stock.
 MAX_STORED_ONE_TIME_KEYS = 5000
 USUAL_ALGORITHM = "signed_curve25519"
+
+
+class UploadedKeys(NamedTuple):
+    """Keys of a device: its identity keys as stored, None where it uploads none, and those for new sessions."""
+
+    device: bytes | None
+    one_time: list[PublicKey]
+    fallback: list[PublicKey]
+
+
+NO_KEYS = UploadedKeys(None, [], [])
 
 
 async def upload_keys(request: Request) -> Response:
@@ -148,41 +159,55 @@ async def store_keys(
         InvalidSignature: a key that the device has not signed.
         MatrixError: a one-time key's name stands for another key already (400).
     """
-    keys = None if body.get("device_keys") is None else check_device_keys(body["device_keys"], user_id, device_id)
-    one_time = check_one_time_keys(_given(body, "one_time_keys"), "one_time_keys")
-    fallback = check_fallback_keys(_given(body, "fallback_keys"), "fallback_keys")
+    keys = check_upload(body, user_id, device_id)
     if verify:
         stored = None
-        if keys is None and (one_time or fallback):
+        if keys.device is None and (keys.one_time or keys.fallback):
             async with accounts.reading() as tx:
                 stored = await device_keys.find_uploaded(tx, user_id, device_id)
         known = None if stored is None else orjson.loads(stored)
         await asyncio.to_thread(check_signatures, body, user_id, device_id, known)
-    heads: dict[UserId, int] = {}
-    device_position: int | None = None
     async with accounts.transaction() as tx:
-        if keys is not None or one_time or fallback:
-            await device_keys.lock_device(tx, user_id, device_id)
-        is_new_device = keys is not None and await _set_device_keys(tx, user_id, device_id, keys)
-        if one_time:
-            clashes = await one_time_keys.list_clashes(tx, user_id, device_id, one_time)
-            if clashes:
-                raise _clash_error(clashes[0])
-            await one_time_keys.add_keys(tx, user_id, device_id, one_time)
-        if fallback:
-            await one_time_keys.set_fallback_keys(tx, user_id, device_id, fallback)
-        counts = await one_time_keys.count_keys(tx, user_id, device_id)
-        if one_time and max(counts.values(), default=0) > MAX_STORED_ONE_TIME_KEYS:
-            raise InvalidParam(f"the device has more than {MAX_STORED_ONE_TIME_KEYS} one-time keys in stock")
-        if one_time or fallback:
-            heads = await user_log.append(tx, [LogEntry(user_id, UserLogKind.ONE_TIME_KEYS, key=device_id)])
-        if is_new_device:
-            device_position = await device_changes.add_changes(tx, [DeviceChange(user_id, device_id)])
-    if heads:
-        await fanout.publish_user_wakes(user_log.wakes_of(heads))
-    if device_position is not None:
-        await fanout.publish_device_wake(DeviceWake(device_position, (user_id,)))
+        counts, wakes = await put_keys(tx, user_id, device_id, keys)
+    await wakes.publish(fanout)
     return {USUAL_ALGORITHM: 0, **counts}
+
+
+def check_upload(body: Mapping[str, Any], user_id: UserId, device_id: str) -> UploadedKeys:
+    """The keys of an upload; those that it leaves out are none. Raises InvalidParam."""
+    return UploadedKeys(
+        None if body.get("device_keys") is None else check_device_keys(body["device_keys"], user_id, device_id),
+        check_one_time_keys(_given(body, "one_time_keys"), "one_time_keys"),
+        check_fallback_keys(_given(body, "fallback_keys"), "fallback_keys"),
+    )
+
+
+async def put_keys(
+    tx: Transaction, user_id: UserId, device_id: str, keys: UploadedKeys
+) -> tuple[dict[str, int], Wakes]:
+    """Store keys that were checked; answers the one-time key counts, and what to publish after the COMMIT.
+
+    Raises:
+        InvalidParam, MatrixError, Forbidden: as `store_keys`.
+    """
+    heads: dict[UserId, int] = {}
+    if keys != NO_KEYS:
+        await device_keys.lock_device(tx, user_id, device_id)
+    is_new_device = keys.device is not None and await _set_device_keys(tx, user_id, device_id, keys.device)
+    if keys.one_time:
+        clashes = await one_time_keys.list_clashes(tx, user_id, device_id, keys.one_time)
+        if clashes:
+            raise _clash_error(clashes[0])
+        await one_time_keys.add_keys(tx, user_id, device_id, keys.one_time)
+    if keys.fallback:
+        await one_time_keys.set_fallback_keys(tx, user_id, device_id, keys.fallback)
+    counts = await one_time_keys.count_keys(tx, user_id, device_id)
+    if keys.one_time and max(counts.values(), default=0) > MAX_STORED_ONE_TIME_KEYS:
+        raise InvalidParam(f"the device has more than {MAX_STORED_ONE_TIME_KEYS} one-time keys in stock")
+    if keys.one_time or keys.fallback:
+        heads = await user_log.append(tx, [LogEntry(user_id, UserLogKind.ONE_TIME_KEYS, key=device_id)])
+    position = await device_changes.add_changes(tx, [DeviceChange(user_id, device_id)]) if is_new_device else None
+    return counts, Wakes(heads, position, (user_id,))
 
 
 async def list_keys(

@@ -41,7 +41,7 @@ access_log = structlog.get_logger("tessera.access")
 CORS_HEADERS = (
     (b"access-control-allow-origin", b"*"),
     (b"access-control-allow-methods", b"GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS"),
-    (b"access-control-allow-headers", b"X-Requested-With, Content-Type, Authorization, Date"),
+    (b"access-control-allow-headers", b"X-Requested-With, Content-Type, Authorization, Date, If-Match, If-None-Match"),
     (b"access-control-expose-headers", b"Retry-After, ETag, Location"),
 )
 # A browser asks before each request with a token; this lets it remember the answer for a day (by path).

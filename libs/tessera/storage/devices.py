@@ -55,11 +55,15 @@ FROM (
 WHERE d.user_id = seen.user_id AND d.device_id = seen.device_id AND coalesce(d.last_seen_ts, 0) < seen.ts
 """
 
-# A device that was never seen counts from its login.
+# A device that was never seen counts from its login. One that sleeps is not used, and waits for just that.
 _LIST_UNUSED = """
 SELECT user_id, array_agg(device_id) FROM (
-    SELECT user_id, device_id FROM accounts.devices
-    WHERE coalesce(last_seen_ts, created_ts) < $1 LIMIT $2
+    SELECT user_id, device_id FROM accounts.devices d
+    WHERE coalesce(last_seen_ts, created_ts) < $1
+      AND NOT EXISTS (
+          SELECT FROM accounts.dehydrated_devices s WHERE s.user_id = d.user_id AND s.device_id = d.device_id
+      )
+    LIMIT $2
 ) unused GROUP BY user_id
 """
 

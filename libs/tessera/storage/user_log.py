@@ -29,6 +29,7 @@ class UserLogKind(IntEnum):
     FORGET = 9  # room_id
     SESSION_ENDED = 10  # key: device_id
     IGNORED_USERS = 11
+    THREAD_SUBSCRIPTION = 12  # room_id, key: the thread's root; see accounts.thread_subscriptions
 
 
 @dataclass(frozen=True, slots=True)

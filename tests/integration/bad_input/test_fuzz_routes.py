@@ -155,6 +155,7 @@ def _path_values(name: str) -> st.SearchStrategy[str]:
         "room_id": "{room}",
         "room_id_or_alias": "{room}",
         "event_id": "{event}",
+        "thread_root": "{event}",
         "user_id": "{user}",
         "device_id": "{device}",
         "server_name": "{server}",

@@ -39,6 +39,8 @@ OPEN = frozenset(
         *("get_auth_fallback", "post_auth_fallback", "get_consent", "registration_token_validity"),
         *("get_validation_page", "submit_validation_page"),
         *("health", "ready", "metrics", "get_server_version"),
+        # Of a login, and its ID a secret.
+        *("create_rendezvous", "get_rendezvous", "update_rendezvous", "delete_rendezvous"),
         # A delay ID is a secret that the media server of a call has, which has no account.
         *("update_delayed_event", "cancel_delayed_event", "restart_delayed_event", "send_delayed_event"),
     ]
@@ -167,6 +169,7 @@ async def _ask(target: Target, method: str, path: str, token: str | None, room: 
         "room_id": room,
         "room_id_or_alias": room,
         "event_id": target.event,
+        "thread_root": target.event,
         "user_id": target.user_id,
         "device_id": target.device_id,
         "event_type": "m.room.message",

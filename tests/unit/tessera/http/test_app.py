@@ -193,6 +193,7 @@ async def test_options_runs_nothing(client: httpx.AsyncClient) -> None:
         assert reply.status_code == 204
         assert "PUT" in reply.headers["access-control-allow-methods"]
         assert "Authorization" in reply.headers["access-control-allow-headers"]
+        assert "If-Match" in reply.headers["access-control-allow-headers"]
 
 
 async def test_unexpected_errors_tell_a_reference_only(client: httpx.AsyncClient) -> None:
