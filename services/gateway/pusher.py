@@ -22,6 +22,8 @@ MAX_APP_ID_LENGTH = 64
 MAX_TEXT_LENGTH = 1_000
 MAX_DATA_BYTES = 16_384
 PUSH_GATEWAY_PATH = "/_matrix/push/v1/notify"
+# MSC3881: a session sees which pushers are another one's, and switches them off and on.
+_ENABLED, _DEVICE = "org.matrix.msc3881.enabled", "org.matrix.msc3881.device_id"
 
 
 @router.get("/pushers")
@@ -45,7 +47,13 @@ async def post_pusher(body: JsonObject, requester: CurrentRequester, gateway: Ga
     pusher, append = parse_pusher(body), optional_flag(body, "append")
     async with gateway.accounts.transaction() as tx:
         await pushers.set_pusher(
-            tx, requester.user_id, requester.device_id, pusher, append=append, now_ms=gateway.clock.now_ms()
+            tx,
+            requester.user_id,
+            requester.device_id,
+            pusher,
+            append=append,
+            now_ms=gateway.clock.now_ms(),
+            is_switch=_ENABLED in body,
         )
     return json_reply({})
 
@@ -74,11 +82,13 @@ def parse_pusher(body: Mapping[str, Any]) -> Pusher:
     encoded = orjson.dumps(data)
     if len(encoded) > MAX_DATA_BYTES:
         raise InvalidParam(f"data is larger than {MAX_DATA_BYTES} bytes")
+    if not isinstance(is_enabled := body.get(_ENABLED, True), bool):
+        raise BadJson(f"{_ENABLED} must be a boolean")
     texts = [_required(body, name) for name in ("app_display_name", "device_display_name", "lang")]
     profile_tag = optional_text(body, "profile_tag")
     if any(len(text) > MAX_TEXT_LENGTH for text in (*texts, profile_tag or "")):
         raise InvalidParam(f"A text is longer than {MAX_TEXT_LENGTH} characters")
-    return Pusher(app_id, pushkey, kind, texts[0], texts[1], profile_tag, texts[2], encoded)
+    return Pusher(app_id, pushkey, kind, texts[0], texts[1], profile_tag, texts[2], encoded, is_enabled)
 
 
 def pusher_json(pusher: Pusher) -> dict[str, Any]:
@@ -91,6 +101,8 @@ def pusher_json(pusher: Pusher) -> dict[str, Any]:
         "device_display_name": pusher.device_display_name,
         "lang": pusher.lang,
         "data": orjson.Fragment(pusher.data),
+        _ENABLED: pusher.enabled,
+        _DEVICE: pusher.device_id,
     }
     if pusher.profile_tag is not None:
         fields["profile_tag"] = pusher.profile_tag

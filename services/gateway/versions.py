@@ -14,15 +14,22 @@ VERSIONS = (
 
 # What is not in the specification, or what clients still ask for by the name it had before.
 UNSTABLE_FEATURES = {
+    "com.beeper.msc4169": True,
+    "fi.mau.msc2659.stable": True,
     "org.matrix.e2e_cross_signing": True,
     "org.matrix.msc2285.stable": True,
+    "org.matrix.msc3391": True,
     "org.matrix.msc3440.stable": True,
     "org.matrix.msc3771": True,
     "org.matrix.msc3773": True,
     "org.matrix.msc3827.stable": True,
+    "org.matrix.msc3881": True,
     "org.matrix.msc3981": True,
+    "org.matrix.msc4108": True,
     "org.matrix.msc4140": True,
     "org.matrix.msc4143": True,
+    "org.matrix.simplified_msc3575": True,
+    "org.matrix.msc4380.stable": True,
     "uk.half-shot.msc2666.query_mutual_rooms": True,
     "uk.half-shot.msc2666.query_mutual_rooms.stable": True,
     "uk.tcpip.msc4133.stable": True,

@@ -84,7 +84,7 @@ WITH queued AS (
     INSERT INTO accounts.push_queue (user_id, app_id, pushkey, room_id, event_id, tweaks)
     SELECT p.user_id, p.app_id, p.pushkey, i.room_id, i.event_id, i.tweaks
     FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[]) AS i (user_id, room_id, event_id, tweaks)
-    JOIN accounts.pushers p ON p.user_id = i.user_id AND p.kind = 'http'
+    JOIN accounts.pushers p ON p.user_id = i.user_id AND p.kind = 'http' AND p.enabled
     ON CONFLICT DO NOTHING
     RETURNING user_id, app_id, pushkey
 )
@@ -92,7 +92,7 @@ WITH queued AS (
 """  # noqa: S608  constant text
 
 _MARK_BADGES = _MARK_DUE.format(
-    jitter="0", badge="true", pushers="accounts.pushers WHERE user_id = ANY($1::text[]) AND kind = 'http'"
+    jitter="0", badge="true", pushers="accounts.pushers WHERE user_id = ANY($1::text[]) AND kind = 'http' AND enabled"
 )
 
 _TAKE = """
@@ -144,7 +144,7 @@ _LIST_MEMBERS = """
 SELECT r.room_id, r.user_id, r.position, rules.rules
 FROM accounts.user_rooms r LEFT JOIN accounts.push_rules rules ON rules.user_id = r.user_id
 WHERE r.room_id = ANY($1::text[]) AND r.membership = 'join' {who}
-  AND EXISTS (SELECT FROM accounts.pushers p WHERE p.user_id = r.user_id AND p.kind = 'http')
+  AND EXISTS (SELECT FROM accounts.pushers p WHERE p.user_id = r.user_id AND p.kind = 'http' AND p.enabled)
 """
 _LIST_ALL_MEMBERS = _LIST_MEMBERS.format(who="")
 _LIST_MEMBERS_WITH_RULES = _LIST_MEMBERS.format(who="AND rules.rules IS NOT NULL")
@@ -152,7 +152,7 @@ _LIST_MEMBERS_WITH_RULES = _LIST_MEMBERS.format(who="AND rules.rules IS NOT NULL
 _LIST_USERS = """
 SELECT u.user_id, rules.rules
 FROM unnest($1::text[]) AS u (user_id) LEFT JOIN accounts.push_rules rules ON rules.user_id = u.user_id
-WHERE EXISTS (SELECT FROM accounts.pushers p WHERE p.user_id = u.user_id AND p.kind = 'http')
+WHERE EXISTS (SELECT FROM accounts.pushers p WHERE p.user_id = u.user_id AND p.kind = 'http' AND p.enabled)
 """
 
 _LIST_IGNORED = """

@@ -8,7 +8,12 @@ from tessera.storage.database import Transaction
 
 @dataclass(frozen=True, slots=True)
 class Pusher:
-    """One pusher; data is a JSON object. (app_id, pushkey) is unique for each user."""
+    """One pusher; data is a JSON object. (app_id, pushkey) is unique for each user.
+
+    Attributes:
+        enabled: off, it is kept and told nothing (MSC3881).
+        device_id: of the session that made it; known of stored ones.
+    """
 
     app_id: str
     pushkey: str
@@ -18,19 +23,22 @@ class Pusher:
     profile_tag: str | None
     lang: str
     data: bytes
+    enabled: bool = True
+    device_id: str = ""
 
 
 _LIST = """
-SELECT app_id, pushkey, kind, app_display_name, device_display_name, profile_tag, lang, data
+SELECT app_id, pushkey, kind, app_display_name, device_display_name, profile_tag, lang, data, enabled, device_id
 FROM accounts.pushers WHERE user_id = $1 ORDER BY created_ts, app_id, pushkey
 """
 
 _SET = """
 INSERT INTO accounts.pushers (user_id, app_id, pushkey, device_id, kind, app_display_name, device_display_name,
-                              profile_tag, lang, data, created_ts)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-ON CONFLICT (user_id, app_id, pushkey) DO UPDATE SET
-    device_id = EXCLUDED.device_id, kind = EXCLUDED.kind, app_display_name = EXCLUDED.app_display_name,
+                              profile_tag, lang, data, created_ts, enabled)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+ON CONFLICT (user_id, app_id, pushkey) DO UPDATE SET enabled = EXCLUDED.enabled,
+    device_id = CASE WHEN $13 THEN EXCLUDED.device_id ELSE pushers.device_id END,
+    kind = EXCLUDED.kind, app_display_name = EXCLUDED.app_display_name,
     device_display_name = EXCLUDED.device_display_name, profile_tag = EXCLUDED.profile_tag, lang = EXCLUDED.lang,
     data = EXCLUDED.data
 """
@@ -39,6 +47,12 @@ ON CONFLICT (user_id, app_id, pushkey) DO UPDATE SET
 _TRY_AGAIN = """
 UPDATE accounts.push_due SET attempts = 0, due_at = now() WHERE user_id = $1 AND app_id = $2 AND pushkey = $3
     AND attempts > 0 AND NOT claimed
+"""
+
+# What has gathered for it would come late when it is switched on.
+_FORGET_QUEUE = """
+WITH due AS (DELETE FROM accounts.push_due WHERE user_id = $1 AND app_id = $2 AND pushkey = $3)
+DELETE FROM accounts.push_queue WHERE user_id = $1 AND app_id = $2 AND pushkey = $3
 """
 
 _DELETE = "DELETE FROM accounts.pushers WHERE user_id = $1 AND app_id = $2 AND pushkey = $3"
@@ -54,9 +68,20 @@ async def list_pushers(tx: Transaction, user_id: UserId) -> list[Pusher]:
 
 
 async def set_pusher(
-    tx: Transaction, user_id: UserId, device_id: str, pusher: Pusher, *, append: bool, now_ms: int
+    tx: Transaction,
+    user_id: UserId,
+    device_id: str,
+    pusher: Pusher,
+    *,
+    append: bool,
+    now_ms: int,
+    is_switch: bool = False,
 ) -> None:
-    """Add or replace a pusher; unless `append`, other users' pushers for the same app and key go."""
+    """Add or replace a pusher; unless `append`, other users' pushers for the same app and key go.
+
+    Args:
+        is_switch: one session switches what may be another one's pusher, which stays that one's.
+    """
     if not append:
         await tx.execute(_DELETE_OF_OTHERS, user_id, pusher.app_id, pusher.pushkey)
     await tx.execute(
@@ -72,8 +97,11 @@ async def set_pusher(
         pusher.lang,
         pusher.data,
         now_ms,
+        pusher.enabled,
+        not is_switch,
     )
-    await tx.execute(_TRY_AGAIN, user_id, pusher.app_id, pusher.pushkey)
+    again = _TRY_AGAIN if pusher.enabled else _FORGET_QUEUE
+    await tx.execute(again, user_id, pusher.app_id, pusher.pushkey)
 
 
 async def delete_pusher(tx: Transaction, user_id: UserId, app_id: str, pushkey: str) -> None:

@@ -53,6 +53,23 @@ async def test_types_that_the_server_manages(alice: Session, data_type: str) -> 
         assert (refused.status_code, refused.json()["errcode"]) == (405, "M_BAD_JSON")
 
 
+@pytest.mark.parametrize("base", [DATA, ROOM_DATA])
+async def test_account_data_can_be_deleted(server: Server, alice: Session, base: str) -> None:
+    path = f"/_matrix/client/unstable/org.matrix.msc3391{base}/org.example"
+    assert (await alice.delete(path)).json() == {}
+    assert await _log(server) == []
+    await alice.put(f"{base}/org.example", {"a": 1})
+    assert (await alice.delete(path)).json() == {}
+    assert (await alice.get(f"{base}/org.example")).json()["errcode"] == "M_NOT_FOUND"
+    assert len(await _log(server)) == 2
+    async with server.accounts.reading() as tx:
+        assert await account_data.list_all(tx, ALICE) == []  # type: ignore[arg-type]
+    managed = await alice.delete(path.replace("org.example", "m.push_rules"))
+    assert (managed.status_code, managed.json()["errcode"]) == (405, "M_BAD_JSON")
+    bob = await server.register("bob")
+    assert (await bob.delete(path)).json()["errcode"] == "M_FORBIDDEN"
+
+
 async def test_push_rules_can_be_read_as_account_data(alice: Session) -> None:
     rules = (await alice.get(f"{DATA}/m.push_rules")).json()
     assert rules == (await alice.get("/pushrules/")).json()
@@ -169,10 +186,14 @@ PUSHER = {
 }
 
 
+ENABLED, DEVICE = "org.matrix.msc3881.enabled", "org.matrix.msc3881.device_id"
+
+
 async def test_pushers_are_set_replaced_and_deleted(alice: Session) -> None:
     assert (await alice.post("/pushers/set", PUSHER)).json() == {}
     assert (await alice.post("/pushers/set", {**PUSHER, "lang": "de", "profile_tag": "x"})).json() == {}
-    assert (await alice.get("/pushers")).json() == {"pushers": [{**PUSHER, "lang": "de", "profile_tag": "x"}]}
+    shown = {**PUSHER, "lang": "de", "profile_tag": "x", ENABLED: True, DEVICE: alice.device_id}
+    assert (await alice.get("/pushers")).json() == {"pushers": [shown]}
     body = {"kind": None, "app_id": PUSHER["app_id"], "pushkey": PUSHER["pushkey"]}
     assert (await alice.post("/pushers/set", body)).json() == {}
     assert (await alice.get("/pushers")).json() == {"pushers": []}
@@ -207,3 +228,15 @@ async def test_a_key_belongs_to_one_user_unless_it_is_appended(server: Server, a
 async def test_bad_pushers(alice: Session, change: dict[str, Any], errcode: str) -> None:
     refused = await alice.post("/pushers/set", {**PUSHER, **change})
     assert (refused.status_code, refused.json()["errcode"]) == (400, errcode)
+
+
+async def test_one_session_switches_the_pusher_of_another(server: Server, alice: Session) -> None:
+    await alice.post("/pushers/set", PUSHER)
+    other = await server.login("alice", "OTHER")
+    assert (await other.post("/pushers/set", {**PUSHER, ENABLED: False})).json() == {}
+    shown = (await other.get("/pushers")).json()["pushers"]
+    assert [(pusher[ENABLED], pusher[DEVICE]) for pusher in shown] == [(False, alice.device_id)]
+    await alice.post("/pushers/set", {**PUSHER, ENABLED: True})
+    assert (await alice.get("/pushers")).json()["pushers"][0][ENABLED] is True
+    wrong = await alice.post("/pushers/set", {**PUSHER, ENABLED: "no"})
+    assert (wrong.status_code, wrong.json()["errcode"]) == (400, "M_BAD_JSON")

@@ -83,12 +83,12 @@ class World:
         async with self.accounts.transaction() as tx:
             await user_rooms.apply_changes(tx, [change])
 
-    async def pusher(self, user_id: UserId, pushkey: str = "key", **data: Any) -> None:
+    async def pusher(self, user_id: UserId, pushkey: str = "key", *, enabled: bool = True, **data: Any) -> None:
         await self.accounts.execute(
             "INSERT INTO accounts.users (user_id, created_ts) VALUES ($1, 0) ON CONFLICT DO NOTHING", user_id
         )
         content = orjson.dumps({"url": self.gateway.url, **data})
-        made = Pusher("app", pushkey, "http", "App", "Phone", None, "en", content)
+        made = Pusher("app", pushkey, "http", "App", "Phone", None, "en", content, enabled)
         async with self.accounts.transaction() as tx:
             await pushers.set_pusher(tx, user_id, "D", made, append=True, now_ms=BEGINNING_MS)
 
@@ -161,6 +161,23 @@ async def test_event_id_only_tells_no_more(world: World, room: SeededRoom) -> No
     assert told.keys() == {"event_id", "room_id", "counts", "prio", "devices"}
     assert told["event_id"] == event.event_id
     assert told["devices"][0].keys() == {"app_id", "pushkey", "pushkey_ts", "data"}
+
+
+async def test_a_pusher_that_is_switched_off_is_told_nothing(world: World, room: SeededRoom) -> None:
+    await world.pusher(ALICE)
+    await world.pusher(BOB, "bob", enabled=False)
+    await room.message(BOB, "one")
+    await room.message(ALICE, "two")
+    await world.consumer.catch_up()
+    assert (await world.rows("push_queue"), await world.rows("push_due")) == (1, 1)
+    # What waits is forgotten, and does not come when it is on again.
+    await world.pusher(ALICE, enabled=False)
+    assert (await world.rows("push_queue"), await world.rows("push_due")) == (0, 0)
+    await world.pusher(ALICE)
+    assert await world.push() == 0
+    late = await room.message(BOB, "three")
+    assert await world.push() == 1
+    assert [told["event_id"] for told in world.gateway.told] == [late.event_id]
 
 
 async def test_rules_ignores_mentions_and_membership_decide(world: World, room: SeededRoom) -> None:
