@@ -22,6 +22,7 @@ UNSTABLE_FEATURES = {
     "org.matrix.msc3440.stable": True,
     "org.matrix.msc3771": True,
     "org.matrix.msc3773": True,
+    "org.matrix.msc3814": True,
     "org.matrix.msc3827.stable": True,
     "org.matrix.msc3881": True,
     "org.matrix.msc3981": True,
