@@ -30,7 +30,8 @@ from tests.chaos.kill_under_load import Account, Ledger, Listener, catch_up, che
 from tests.chaos.rolling_cluster import RollingCluster, Slot, rolling_cluster, worktree
 
 COUNTS = Counts(gateways=2, writers=3, syncs=2, media=2, projectors=2)
-ORDER = ("projector", "rooms", "sync", "media", "gateway")  # as docs/operations.md has it
+# As docs/operations.md has it.
+ORDER = ("projector", "push", "appservice", "federation-out", "rooms", "sync", "media", "federation-in", "gateway")
 ATTEMPTS = 100
 SETTLE_SECONDS = 2.0  # after each replacement
 QUIET_SECONDS = 10.0  # before and after, to compare with
