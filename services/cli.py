@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services import dead_letters_command, federation_command, partitions_command
+from services import appservices_command, dead_letters_command, federation_command, partitions_command
 from services.cluster.command import cluster_command
 from services.command_line import (
     DEFAULT_CONFIG,
@@ -45,6 +45,7 @@ app.command("doctor")(doctor_command)
 app.add_typer(dead_letters_command.app, name="dead-letters")
 app.add_typer(partitions_command.app, name="partitions")
 app.add_typer(federation_command.app, name="federation")
+app.add_typer(appservices_command.app, name="appservices")
 app.command("cluster")(cluster_command)
 
 

@@ -69,6 +69,7 @@ SERVICES: Mapping[ServiceName, _Kind] = {
     ),
     "projector": _Kind("services.projector.main:open_projector", uses_topics=True, works_without=False),
     "push": _Kind("services.push.main:open_push", uses_topics=True, works_without=False),
+    "appservice": _Kind("services.appservice.main:open_appservice", uses_topics=True, works_without=False),
 }
 
 

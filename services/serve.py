@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from services.appservice.main import open_appservice
 from services.federation import opened_federation
 from services.federation_in.main import open_federation_in
 from services.federation_out.main import open_federation_out
@@ -29,6 +30,7 @@ ALL_SERVICES = (
     open_rooms,
     open_projector,
     open_push,
+    open_appservice,
     open_sync,
     open_media,
     open_federation_out,

@@ -4,10 +4,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from matrixcore.identifiers import ServerName
+from services.appservice.interest import Namespaces
+from services.appservice.passing import PassingFeed
+from services.appservice.present_rooms import PresentRooms
 from services.appservice.queue_step import CONSUMER, AppServiceStep
 from services.appservice.sending import PARALLEL, Sender
 from tessera.consumer_beginnings import begin_at_the_heads
 from tessera.consumer_leases import ConsumerLeases
+from tessera.fanout import Subscriber
 from tessera.record_consumer import RecordConsumer
 from tessera.service import Service, Surroundings
 from tessera.storage import appservice_queue
@@ -35,11 +39,23 @@ async def open_appservice(around: Surroundings) -> AsyncIterator[Service]:
         clock=around.clock,
         ids=around.ids,
     )
-    step = AppServiceStep(services, around.accounts, around.shards, around.clock, server_name, sender.wake)
+    namespaces = Namespaces(services, server_name)
+    hearing = frozenset(one.service_id for one in services if one.receive_ephemeral)
+    feed = PassingFeed(
+        around.accounts,
+        PresentRooms(around.accounts, around.shards, namespaces, around.clock, server_name),
+        around.clock,
+        hearing=lambda: hearing.intersection(sender.own),
+        wake=sender.wake,
+    )
+    presence = around.settings.presence.enabled
+    listening = Subscriber(on_typing=feed.on_typing, on_presence=feed.on_presence if presence else None)
+    step = AppServiceStep(namespaces, around.accounts, around.shards, around.clock, server_name, sender.wake)
     await begin_at_the_heads(around.accounts, around.shards, CONSUMER)
     consumer = RecordConsumer(CONSUMER, step, around.records, around.accounts, around.shards, around.clock)
     checks = {f"consumer {CONSUMER}": consumer.check, "application services": sender.check}
-    background = (consumer.run, sender.run)
+    background = (consumer.run, sender.run, *((feed.run,) if hearing else ()))
+    subscription = await around.fanout.subscribe(listening) if hearing else None
     try:
         if not around.is_shared:
             consumer.take_on(range(around.shards.partitions))
@@ -52,4 +68,6 @@ async def open_appservice(around: Surroundings) -> AsyncIterator[Service]:
             checks={**checks, "leases": leases.check}, background=(*background, leases.run), drain=leases.stop
         )
     finally:
+        if subscription is not None:
+            await subscription.close()
         await client.close()

@@ -11,7 +11,6 @@ import orjson
 
 from matrixcore.identifiers import RoomId, ServerName
 from services.appservice.interest import NOBODY, Namespaces, RoomMembers, Services, load_aliased
-from tessera.appservices import Registration
 from tessera.clock import Clock
 from tessera.record_consumer import NOTHING_TO_APPLY, AfterCommit
 from tessera.records import EventBody, LogRecord, Receipt, ReceiptsBody, StateBody, StateMembership
@@ -41,16 +40,16 @@ class AppServiceStep:
 
     def __init__(
         self,
-        services: Sequence[Registration],
+        namespaces: Namespaces,
         accounts: Database,
         shards: RoomShards,
         clock: Clock,
         server_name: ServerName,
         wake: Callable[[], None],
     ) -> None:
-        self._namespaces = Namespaces(services, server_name)
-        self._members = RoomMembers(self._namespaces, server_name)
-        self._hears_passing = frozenset(one.service_id for one in services if one.receive_ephemeral)
+        self._namespaces = namespaces
+        self._members = RoomMembers(namespaces, server_name)
+        self._hearing = frozenset(one.service_id for one in namespaces.services if one.receive_ephemeral)
         self._accounts = accounts
         self._shards = shards
         self._clock = clock
@@ -137,7 +136,7 @@ class AppServiceStep:
         return orjson.dumps({"member": member, "stripped": stripped} if stripped else {"member": member})
 
     def _receipt_news(self, room_id: RoomId, receipts: Sequence[Receipt], services: Services) -> Iterator[NewEphemeral]:
-        hearing = sorted(services & self._hears_passing)
+        hearing = sorted(services & self._hearing)
         for receipt in receipts:
             subject = f"receipt {room_id} {receipt.user_id} {receipt.receipt_type} {receipt.thread_id}"
             body = receipt_body(receipt) if hearing else b""

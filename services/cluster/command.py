@@ -43,6 +43,7 @@ def cluster_command(
     federation_ins: Annotated[int, typer.Option(min=0)] = 1,
     federation_outs: Annotated[int, typer.Option(min=0)] = 1,
     pushes: Annotated[int, typer.Option(min=0)] = 1,
+    appservices: Annotated[int | None, typer.Option(min=0, help="by default 1 where any are configured")] = None,
     dev_brokers: Annotated[bool, typer.Option("--dev-brokers", help="start a Kafka and a Valkey for trials")] = False,
     proxy: Annotated[str, typer.Option(help="auto (nginx if it is installed), nginx or own")] = "auto",
     info_file: Annotated[Path | None, typer.Option(help="write there what runs where, as JSON")] = None,
@@ -51,7 +52,9 @@ def cluster_command(
     settings = read_config(config)
     set_up_logging(settings)
     nginx = _nginx(proxy)
-    counts = Counts(gateways, writers, syncs, media, projectors, federation_ins, federation_outs, pushes)
+    if appservices is None:
+        appservices = 1 if settings.app_service_config_files else 0
+    counts = Counts(gateways, writers, syncs, media, projectors, federation_ins, federation_outs, pushes, appservices)
     with ExitStack() as stack:
         environment = _brokers(stack, settings) if dev_brokers else {}
         run_to_end(lambda: _run(config.absolute(), environment, counts, nginx, info_file))

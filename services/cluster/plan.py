@@ -23,6 +23,7 @@ class Counts:
     federation_ins: int = 1
     federation_outs: int = 1
     pushes: int = 1
+    appservices: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ _STAGES: dict[ServiceName, int] = {
     "federation-in": 2,
     "federation-out": 1,
     "push": 1,
+    "appservice": 1,
     "gateway": 2,
 }
 
@@ -75,6 +77,7 @@ def plan_processes(config: Path, counts: Counts, ports: Sequence[int], logs: Pat
         "federation-in": counts.federation_ins,
         "federation-out": counts.federation_outs,
         "push": counts.pushes,
+        "appservice": counts.appservices,
         "gateway": counts.gateways,
     }
     names = [(service, f"{service}-{number}") for service, count in wanted.items() for number in range(1, count + 1)]
@@ -89,7 +92,7 @@ def plan_processes(config: Path, counts: Counts, ports: Sequence[int], logs: Pat
 def count_of(counts: Counts) -> int:
     """How many processes there are in all."""
     serving = counts.gateways + counts.syncs + counts.media + counts.federation_ins
-    return serving + counts.writers + counts.projectors + counts.federation_outs + counts.pushes
+    return serving + counts.writers + counts.projectors + counts.federation_outs + counts.pushes + counts.appservices
 
 
 def free_ports(count: int) -> list[int]:
@@ -108,13 +111,14 @@ _CLIENT = "/_matrix/client/"
 _PEERS = ("/_matrix/federation/", "/_matrix/key/")
 _PEERS_MEDIA = "/_matrix/federation/v1/media/"
 _SYNC_ENDPOINTS = frozenset({"sync", "keys/changes"})
+_SLIDING_SYNC = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"  # the accepted form is v4/sync
 
 
 def service_for(path: str) -> ServiceName:
     """Which service answers a path (without its query). Spec: C-S API §Syncing, §Content repository."""
     if path.startswith(_CLIENT):
         version, _, endpoint = path[len(_CLIENT) :].partition("/")
-        if endpoint in _SYNC_ENDPOINTS:
+        if endpoint in _SYNC_ENDPOINTS or path == _SLIDING_SYNC:
             return "sync"
         if version == "v1" and endpoint.startswith("media/"):
             return "media"
@@ -126,6 +130,6 @@ def service_for(path: str) -> ServiceName:
 
 def routed_prefixes() -> Iterator[tuple[str, ServiceName]]:
     """The same as regular expressions, for a proxy that takes them."""
-    yield r"^/_matrix/client/[^/]+/(sync|keys/changes)$", "sync"
+    yield r"^/_matrix/client/([^/]+/(sync|keys/changes)|unstable/org\.matrix\.simplified_msc3575/sync)$", "sync"
     yield r"^/_matrix/(media/|client/v1/media/|federation/v1/media/)", "media"
     yield r"^/_matrix/(federation|key)/", "federation-in"

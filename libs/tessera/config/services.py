@@ -7,7 +7,9 @@ from pydantic import Field
 from tessera.config.listeners import Listener
 from tessera.config.values import Section
 
-ServiceName = Literal["gateway", "rooms", "sync", "media", "projector", "federation-in", "federation-out", "push"]
+ServiceName = Literal[
+    "gateway", "rooms", "sync", "media", "projector", "federation-in", "federation-out", "push", "appservice"
+]
 SERVICE_NAMES: tuple[ServiceName, ...] = get_args(ServiceName)
 
 InstanceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,80}$")]

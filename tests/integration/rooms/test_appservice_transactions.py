@@ -12,6 +12,7 @@ from aiohttp import web
 from seeded_rooms import ALICE, BEGINNING_MS, BOB, PARTITIONS, ROOM, SERVER, SeededRoom
 
 from matrixcore.identifiers import EventId, RoomAlias, RoomId, UserId
+from services.appservice.interest import Namespaces
 from services.appservice.queue_step import CONSUMER, AppServiceStep
 from services.appservice.sending import Sender
 from tessera.appservice_client import AppServiceClient
@@ -141,7 +142,8 @@ class World:
             ids=self.ids,
         )
         self.sender.take_on(range(PARTITIONS))
-        self.step = AppServiceStep(self.services, self.accounts, self.shards, self.clock, SERVER, self.sender.wake)
+        namespaces = Namespaces(self.services, SERVER)
+        self.step = AppServiceStep(namespaces, self.accounts, self.shards, self.clock, SERVER, self.sender.wake)
         self.consumer = RecordConsumer(CONSUMER, self.step, LocalRecordBus(), self.accounts, self.shards, self.clock)
 
     async def tell(self) -> None:

@@ -60,6 +60,7 @@ def test_the_small_stack_is_small() -> None:
     assert small == {"postgres", "serve", "proxy"}
     cluster = {name for name, of in profiles.items() if "cluster" in of}
     services = {"gateway", "rooms", "sync", "media", "projector", "federation-in", "federation-out", "push"}
+    services.add("appservice")
     assert {"kafka", "valkey", "migrate", "topics"} | services == cluster
 
 
@@ -144,6 +145,7 @@ def test_the_proxy_knows_every_route() -> None:
     for path in (
         "/_matrix/client/v3/sync",
         "/_matrix/client/v3/keys/changes",
+        "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync",
         "/_matrix/media/*",
         "/_matrix/federation/*",
     ):
