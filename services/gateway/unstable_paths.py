@@ -34,4 +34,4 @@ _PROPOSED = (
 for proposed in _PROPOSED:
     for route in proposed.routes:
         assert isinstance(route, APIRoute)
-        whole_router.add_api_route(route.path, route.endpoint, methods=sorted(route.methods), name=route.name)
+        whole_router.add_api_route(route.path, route.endpoint, methods=sorted(route.methods or ()), name=route.name)
