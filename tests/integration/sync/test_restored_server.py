@@ -133,3 +133,43 @@ async def test_a_token_that_is_ahead_of_the_users_log_gets_all_rooms_invites_and
 async def _send_to_device(sender: Device, receiver: Device, text: str) -> None:
     messages = {receiver.user_id: {receiver.device_id: {"text": text}}}
     await sender.put(f"/sendToDevice/org.example.note/{text.replace(' ', '-')}", {"messages": messages})
+
+
+async def test_key_changes_since_a_token_that_is_ahead_are_those_of_everybody_there(
+    postgres: EmbeddedPostgres, dsn: str, tmp_path: Path
+) -> None:
+    server = Restorable(postgres, dsn, tmp_path)
+    async with server.running() as (running, _):
+        alice, bob, carol = [await running.register(name) for name in ("alice", "bob", "carol")]
+        room_id = await alice.make_room(preset="public_chat")
+        await bob.post(f"/join/{room_id}")
+        await carol.make_room(preset="public_chat")
+    await server.back_up()
+    async with server.running(alice, bob) as (_, (alice, bob)):
+        await alice.send(room_id, "lost")
+        ahead_in_room = (await alice.sync())["next_batch"]
+        await bob.post("/keys/upload", _device_keys(bob))
+        await alice.put(f"/user/{alice.user_id}/account_data/org.example.colour", {"colour": "lost"})
+        ahead_in_all = (await alice.sync())["next_batch"]
+    await server.restore()
+    async with server.running(alice) as (_, (alice,)):
+        now = (await alice.sync())["next_batch"]
+        assert await _key_changes(alice, now, now) == (set(), set())
+        assert await _key_changes(alice, ahead_in_room, now) == ({bob.user_id}, set())
+        assert await _key_changes(alice, ahead_in_all, now) == ({alice.user_id, bob.user_id}, set())
+
+
+def _device_keys(device: Device) -> dict[str, Any]:
+    keys = {
+        "user_id": device.user_id,
+        "device_id": device.device_id,
+        "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
+        "keys": {f"curve25519:{device.device_id}": "A" * 43, f"ed25519:{device.device_id}": "B" * 43},
+        "signatures": {device.user_id: {f"ed25519:{device.device_id}": "C" * 86}},
+    }
+    return {"device_keys": keys}
+
+
+async def _key_changes(device: Device, start: str, end: str) -> tuple[set[str], set[str]]:
+    answer = await device.get("/keys/changes", **{"from": start, "to": end})
+    return set(answer["changed"]), set(answer["left"])
