@@ -7,6 +7,8 @@ clients and stays valid over restarts. A different incarnation of a partition ma
 Form: "s1" and URL-safe base64 without padding of little-endian integers: u, to-device, device changes (64
 bits each), instance, typing, presence (32 bits each), then 64 bits for each partition: 12 bits partition, 12
 bits incarnation, 40 bits position.
+
+A `pos` of sliding sync (MSC4186) is a sync token too: what it says of the connection stands behind a dot.
 """
 
 import binascii
@@ -80,8 +82,9 @@ def decode_token(text: str) -> SyncToken:
     """
     if not text.startswith(VERSION_PREFIX) or len(text) > MAX_TOKEN_LENGTH or not text.isascii():
         raise InvalidSyncToken("not a sync token")
+    body = text[len(VERSION_PREFIX) :].partition(".")[0]
     try:
-        data = urlsafe_b64decode(text[len(VERSION_PREFIX) :] + "=" * (-(len(text) - len(VERSION_PREFIX)) % 4))
+        data = urlsafe_b64decode(body + "=" * (-len(body) % 4))
         user, to_device, devices, instance, typing, presence = _HEAD.unpack_from(data)
         packed = struct.unpack(f"<{(len(data) - _HEAD.size) // 8}Q", data[_HEAD.size :])
     except (binascii.Error, struct.error, ValueError) as error:

@@ -114,7 +114,7 @@ class LiveAnswers:
             max(since.devices, self._devices.head),
             since.instance,
             self._snapshots.typing.count,
-            self._snapshots.presence.count,
+            max(since.presence, self._devices.presence),
         )
         return await self._build(state, request, since, rooms, entries, covered)
 
@@ -205,7 +205,7 @@ class LiveAnswers:
             room_id = room.tail.room_id
             section = self._section(request, room, reader)
             if is_lazy and (needed := _needed_members(request, room, memory.get(room_id, frozenset()))):
-                members = await self._members(room.tail, needed)
+                members = await self.members(room.tail, needed)
                 state_key = "state_after" if request.use_state_after else "state"
                 section[state_key]["events"] += [
                     orjson.Fragment(shape_event(request.filter, close_form(form, None, ())))
@@ -217,7 +217,7 @@ class LiveAnswers:
             if room.members or room.is_renamed:
                 section["summary"] = await self._summary(state, room)
             if room.events or room.limited or room.is_recounted or section_has_news(section):
-                unread = await self._unread(state, room)
+                unread = await self.unread(state, room.tail)
                 section.update(unread_fields(unread, by_thread=request.filter.unread_thread_notifications))
                 join[room_id] = section
         self._add_typing(state, request, since, join)
@@ -242,7 +242,7 @@ class LiveAnswers:
     ) -> SyncAnswer:
         """Messages to the device last, so that no event is shown before its key."""
         device_id = request.device_id
-        messages, counts = await self._device_news(state, device_id, covered.to_device)
+        messages, counts = await self.device_news(state, device_id, covered.to_device)
         if messages:
             body["to_device"] = {"events": [to_device_event(message) for message in messages]}
         has_keys = any(entry.kind == UserLogKind.ONE_TIME_KEYS and entry.key == device_id for entry in entries)
@@ -293,7 +293,7 @@ class LiveAnswers:
                 section["ephemeral"]["events"].append(event)
         return section
 
-    async def _members(self, tail: RoomTail, user_ids: set[UserId]) -> dict[UserId, bytes | None]:
+    async def members(self, tail: RoomTail, user_ids: set[UserId]) -> dict[UserId, bytes | None]:
         """Member events in client form; those that the tail lacks are read in one query."""
         missing = {user_id for user_id in user_ids if user_id not in tail.members}
         if missing:
@@ -317,9 +317,8 @@ class LiveAnswers:
             summary["m.heroes"] = others[: sync_reads.HERO_COUNT]
         return summary
 
-    async def _unread(self, state: UserState, room: _LiveRoom) -> RoomUnread:
+    async def unread(self, state: UserState, tail: RoomTail) -> RoomUnread:
         """The room's counts: those that are known with what came since, or counted anew."""
-        tail = room.tail
         known = state.unread.get(tail.room_id)
         if known is not None and known[0] >= tail.floor and (counts := _advanced(state, tail, known)) is not None:
             state.unread[tail.room_id] = (max(known[0], tail.last), counts)
@@ -389,9 +388,10 @@ class LiveAnswers:
         )
         return changed - left, left
 
-    async def _device_news(
-        self, state: UserState, device_id: str, after: int
+    async def device_news(
+        self, state: UserState, device_id: str, after: int, limit: int = MAX_TO_DEVICE
     ) -> tuple[list[StoredMessage], DeviceKeyCounts]:
+        """The device's oldest messages above a position, at most `limit`, and what is left of its keys."""
         counts = state.key_counts.get(device_id)
         entries = state.entries_after(after)
         has_messages = entries is None or any(
@@ -401,7 +401,7 @@ class LiveAnswers:
             return [], counts
         head = state.log_head
         async with self._snapshots.accounts.reading() as tx:
-            messages, counts = await sync_accounts.find_device_news(tx, state.user_id, device_id, after, MAX_TO_DEVICE)
+            messages, counts = await sync_accounts.find_device_news(tx, state.user_id, device_id, after, limit)
         if state.log_head == head:
             state.key_counts[device_id] = counts
         return messages, counts
@@ -409,9 +409,10 @@ class LiveAnswers:
 
 @dataclass(slots=True)
 class DevicesHead:
-    """The position up to which device changes are told to the states."""
+    """How far device changes and presences are told to the states: what is being gathered no answer covers yet."""
 
     head: int = 0
+    presence: int = 0
 
 
 def section_has_news(section: Json) -> bool:

@@ -9,13 +9,14 @@ from tessera.service import Service, Surroundings
 
 @asynccontextmanager
 async def open_sync(around: Surroundings) -> AsyncIterator[Service]:
-    """GET /sync and GET /keys/changes; a drain answers everybody who waits."""
+    """GET /sync, GET /keys/changes and sliding sync; a drain answers everybody who waits."""
     sync = SyncService(
         around.accounts,
         around.shards,
         around.fanout,
         around.clock,
         instance=int.from_bytes(around.ids.random_bytes(4), "big"),
+        ids=around.ids,
         presence_enabled=around.settings.presence.enabled,
         forget_device=around.authenticator.forget_device,
     )

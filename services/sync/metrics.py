@@ -7,6 +7,7 @@ from tessera.figures import Spreads, Tallies
 _ANSWERS = Tallies("tessera_sync_answers_total", "Sync answers by where they came from", ["path"])
 ANSWERS_FROM_MEMORY = _ANSWERS.labels("memory")
 ANSWERS_FROM_DATABASE = _ANSWERS.labels("database")
+SLIDING_ANSWERS = _ANSWERS.labels("sliding")
 HOLES = Counter("tessera_sync_holes_total", "Batches of a partition channel that did not follow the last one")
 TOKENS_AHEAD = Counter(
     "tessera_sync_tokens_ahead", "Tokens that say more than PostgreSQL: it was restored, or lost commits", ["stream"]

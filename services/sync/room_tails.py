@@ -15,6 +15,7 @@ from matrixcore.identifiers import EventId, RoomId, UserId
 from tessera.records import EventBody, LogRecord, RecordKind, RedactionBody, StateBody
 
 if TYPE_CHECKING:
+    from services.sync.sliding.room_facts import RoomFacts
     from services.sync.user_states import UserState
 
 MAX_TAIL_BYTES = 48 * 1024 * 1024
@@ -39,6 +40,7 @@ class RoomTail:
         users: those here whose user log has them in the room.
         members: member events in client form, of senders that somebody needed.
         heroes: as shown for a room without a name; None if they have to be read.
+        facts: what places the room in the lists of sliding sync; None if nobody asked or they have to be read.
     """
 
     room_id: RoomId
@@ -53,6 +55,7 @@ class RoomTail:
     users: set["UserState"] = field(default_factory=set)
     members: dict[UserId, bytes] = field(default_factory=dict)
     heroes: tuple[UserId, ...] | None = None
+    facts: "RoomFacts | None" = None
 
     def after(self, position: int) -> list[LogRecord]:
         """The records above a position at or above the floor, in order."""
@@ -74,6 +77,7 @@ class RoomTail:
         self.increments.clear()
         self.members.clear()
         self.heroes = None
+        self.facts = None
 
 
 class RoomTails:

@@ -7,8 +7,8 @@ Spec: C-S API §Syncing; DESIGN.md section 5.
 """
 
 import asyncio
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -22,6 +22,7 @@ from services.sync.live_answers import DevicesHead, LiveAnswers
 from services.sync.partition_feed import PartitionFeed
 from services.sync.polls import Poll, PollTimers
 from services.sync.room_tails import RoomTail, RoomTails, wake
+from services.sync.sliding.room_facts import note_record
 from services.sync.snapshot import Snapshots, SyncAnswer
 from services.sync.sync_request import SyncRequest
 from services.sync.user_states import MAX_POLLS_PER_USER, UserState, UserStates
@@ -87,7 +88,7 @@ class SyncInstance:
         )
         self._devices = DevicesHead()
         self._deliveries = Deliveries(clock)
-        self._live = LiveAnswers(self.snapshots, self.feed.heads, self._devices)
+        self.live = LiveAnswers(self.snapshots, self.feed.heads, self._devices)
         self._subscription: Subscription | None = None
         self._news = _News({})
         self._has_news = asyncio.Event()
@@ -141,24 +142,45 @@ class SyncInstance:
             SessionEnded, LimitExceeded, DatabaseUnavailable
         """
         state = await self.users.get(request.user_id)
-        await self._confirm_messages(state, request)
+        if request.since is not None:
+            await self.confirm_messages(state, request.device_id, request.since.to_device)
+        with self.polling(state, request.device_id) as poll:
+            return await self._answer(state, poll, request)
+
+    @contextmanager
+    def polling(self, state: UserState, device_id: str) -> Iterator[Poll]:
+        """A request's place among those that wait.
+
+        Raises:
+            LimitExceeded
+        """
         if len(state.polls) >= MAX_POLLS_PER_USER or self._parked >= MAX_PARKED:
             raise LimitExceeded(2_000)
-        poll = Poll(request.device_id, self._timers)
+        poll = Poll(device_id, self._timers)
         state.polls.add(poll)
         self._parked += 1
         try:
-            return await self._answer(state, poll, request)
+            yield poll
         finally:
             state.polls.discard(poll)
             self._parked -= 1
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether nobody should wait any longer."""
+        return self._is_stopping
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether nobody knows what was missed: after a reset, until the heads are read again."""
+        return self._logs_in_doubt or self.feed.is_in_doubt
 
     async def _answer(self, state: UserState, poll: Poll, request: SyncRequest) -> bytes:
         deadline = self._clock.monotonic() + request.timeout_ms / 1000
         changed: Collection[RoomTail] | None = None
         is_over = False
         if self._is_quiet(state, request):
-            is_over = not await self._park(poll, request.timeout_ms / 1000)
+            is_over = not await self.park(poll, request.timeout_ms / 1000)
             changed = poll.tails
         while True:
             poll.is_woken = False
@@ -173,7 +195,7 @@ class SyncInstance:
                 return encoded
             # What was found to be nothing need not be looked at again.
             request = request._replace(since=answer.token)
-            is_over = not await self._park(poll, remaining)
+            is_over = not await self.park(poll, remaining)
             changed = poll.tails
 
     def _is_quiet(self, state: UserState, request: SyncRequest) -> bool:
@@ -184,12 +206,11 @@ class SyncInstance:
             and not request.full_state
             and not self._is_stopping
             and state.heard_head <= state.log_head
-            and not self._logs_in_doubt
-            and not self.feed.is_in_doubt
-            and self._live.is_quiet(state, request.since)
+            and not self.is_in_doubt
+            and self.live.is_quiet(state, request.since)
         )
 
-    async def _park(self, poll: Poll, seconds: float) -> bool:
+    async def park(self, poll: Poll, seconds: float) -> bool:
         """Wait for news, and whether there are any.
 
         Raises:
@@ -209,12 +230,10 @@ class SyncInstance:
         if state.heard_head > state.log_head:
             await self.users.catch_up(state)
             changed = None
-        # After a reset nobody knows what was missed until the heads are read again.
-        is_in_doubt = self._logs_in_doubt or self.feed.is_in_doubt
         answer = None
-        if not is_in_doubt:
+        if not self.is_in_doubt:
             with suppress(DatabaseUnavailable):  # of one shard, perhaps: a snapshot says what can be said without it
-                answer = await self._live.compose(state, request, changed)
+                answer = await self.live.compose(state, request, changed)
         if answer is not None:
             metrics.ANSWERS_FROM_MEMORY.inc()
             return answer
@@ -226,18 +245,17 @@ class SyncInstance:
                     state.unread[room_id] = (answer.token.positions[tail.partition].position, counts)
         return answer
 
-    async def _confirm_messages(self, state: UserState, request: SyncRequest) -> None:
-        """Delete the to-device messages that the device shows to have: those up to its token."""
-        if request.since is None or request.since.to_device <= state.confirmed.get(request.device_id, 0):
+    async def confirm_messages(self, state: UserState, device_id: str, position: int) -> None:
+        """Delete the to-device messages that the device shows to have: those up to this position."""
+        if position <= state.confirmed.get(device_id, 0):
             return
-        position = request.since.to_device
         if position > state.log_head:
             return  # this process is behind, or PostgreSQL was restored: then these are others than the device has
-        known = state.entries_after(state.confirmed.get(request.device_id, -1))
-        if known is None or any(entry.key == request.device_id and entry.position <= position for entry in known):
+        known = state.entries_after(state.confirmed.get(device_id, -1))
+        if known is None or any(entry.key == device_id and entry.position <= position for entry in known):
             async with self._accounts.reading() as tx:
-                await to_device.delete_up_to(tx, request.user_id, request.device_id, position)
-        state.confirmed[request.device_id] = position
+                await to_device.delete_up_to(tx, state.user_id, device_id, position)
+        state.confirmed[device_id] = position
 
     def _on_advance(self, tails: Collection[RoomTail]) -> None:
         """Wake whoever waits for one of these rooms."""
@@ -248,6 +266,7 @@ class SyncInstance:
 
     def _on_record(self, tail: RoomTail, record: LogRecord) -> None:
         """Note a leave that the user log does not have yet: nothing after it is for the user."""
+        note_record(tail, record, self._clock.now_ms())
         body = record.body
         if isinstance(body, StateBody):
             gone = [one.user_id for one in body.memberships if one.membership != "join"]
@@ -352,6 +371,7 @@ class SyncInstance:
 
     async def tell(self, presences: dict[UserId, tuple[int, Presence]], *, with_devices: bool) -> None:
         """Tell device changes and presences to the users who share a room with whom they are about."""
+        told = self.presence.count  # what comes while this reads is gathered for the next time
         rows: list[DeviceChangeRow] = []
         if with_devices:
             async with self._accounts.reading() as tx:
@@ -371,7 +391,7 @@ class SyncInstance:
                 touched.add(state)
         if rows:
             self._devices.head = self.users.devices_head = rows[-1].position
-        self.users.presence_count = self.presence.count
+        self.users.presence_count = self._devices.presence = told
         for state in touched:
             state.wake()
         if len(rows) >= MAX_DEVICE_CHANGES:

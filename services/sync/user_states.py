@@ -10,6 +10,7 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import orjson
 import structlog
@@ -31,6 +32,9 @@ from tessera.storage.shards import RoomShards
 from tessera.storage.sync_accounts import DeviceKeyCounts
 from tessera.storage.user_log import UserLogKind, UserLogRow
 from tessera.unread import RoomUnread, own_evaluator
+
+if TYPE_CHECKING:
+    from services.sync.sliding.room_list import RoomList
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +62,7 @@ class UserState:
         device_news: (position, user) of device changes that concern the user, above `device_floor`.
         presence_news: (count, presence) of those around the user, above `presence_floor`.
         confirmed: device -> the to-device position up to which its messages are deleted.
+        room_list: for sliding sync; None if no client has asked for it.
     """
 
     user_id: UserId
@@ -80,6 +85,7 @@ class UserState:
     presence_floor: int = 0
     presence_news: deque[tuple[int, Presence]] = field(default_factory=deque)
     polls: set[Poll] = field(default_factory=set)
+    room_list: "RoomList | None" = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def wake(self) -> None:

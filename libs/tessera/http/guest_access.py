@@ -17,6 +17,7 @@ GUEST_OPERATIONS = frozenset(
         "get_members_by_room",
         "room_initial_sync",
         "sync",
+        "sliding_sync",
         "peek_events",
         "get_relating_events",
         "get_relating_events_with_rel_type",

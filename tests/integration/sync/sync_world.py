@@ -91,7 +91,8 @@ class World:
     async def add_service(self) -> SyncService:
         """Start one more service on the same stores."""
         number = len(self.services) + 1
-        service = SyncService(self.accounts, self.shards, self.heard_fanout, self.clock, instance=number)
+        ids = IdSource.seeded(number)
+        service = SyncService(self.accounts, self.shards, self.heard_fanout, self.clock, instance=number, ids=ids)
         await service.start()
         app = create_app(routes=service.routes, state={"authenticator": self.tokens}, ids=IdSource.seeded(number))
         self.services.append(service)

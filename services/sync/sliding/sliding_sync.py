@@ -1,0 +1,73 @@
+"""Answers sliding sync requests, and parks those without news until there are any.
+
+Spec: MSC4186 §Connections, `timeout`.
+"""
+
+from collections.abc import Callable
+
+import orjson
+
+from services.sync import metrics
+from services.sync.lazy_members import LazyMemory
+from services.sync.polls import Poll
+from services.sync.sliding.answering import SlidingAnswer, SlidingAnswers
+from services.sync.sliding.connections import NOTHING_SENT, Connection, Connections, Told
+from services.sync.sliding.request import SlidingRequest
+from services.sync.sync_instance import SyncInstance
+from services.sync.user_states import UserState
+
+
+class SlidingSync:
+    """One process's share of sliding sync.
+
+    Args:
+        new_name: makes up names of connections, 32 letters and digits at most.
+    """
+
+    def __init__(self, instance: SyncInstance, new_name: Callable[[], str]) -> None:
+        self.connections = Connections(new_name)
+        self._instance = instance
+        self._clock = instance.snapshots.clock
+        self._answers = SlidingAnswers(instance)
+        self._memory = LazyMemory()
+
+    async def answer(self, request: SlidingRequest) -> bytes:
+        """The answer to a request, after news or its time-out.
+
+        Raises:
+            UnknownPos, SessionEnded, LimitExceeded, DatabaseUnavailable
+        """
+        state = await self._instance.users.get(request.user_id)
+        if request.pos:
+            connection, told = self.connections.find(request.user_id, request.device_id, request.conn_id, request.pos)
+        else:
+            connection = self.connections.begin(request.user_id, request.device_id, request.conn_id)
+            told = Told(None, NOTHING_SENT)
+        if (wish := request.extensions.to_device) is not None and wish.since:
+            await self._instance.confirm_messages(state, request.device_id, wish.since)
+        with self._instance.polling(state, request.device_id) as poll:
+            return await self._when_due(state, poll, request, connection, told)
+
+    async def _when_due(
+        self, state: UserState, poll: Poll, request: SlidingRequest, connection: Connection, told: Told
+    ) -> bytes:
+        seen = self._memory.at(request.user_id, request.device_id, request.pos)
+        deadline = self._clock.monotonic() + request.timeout_ms / 1000
+        is_over = False
+        while True:
+            poll.is_woken = False
+            poll.tails = set()
+            answer = await self._answers.compose(state, request, told, seen)
+            remaining = deadline - self._clock.monotonic()
+            if not answer.is_empty or told.token is None or is_over or remaining <= 0 or self._instance.is_stopping:
+                return self._encode(request, connection, told, answer)
+            is_over = not await self._instance.park(poll, remaining)
+
+    def _encode(self, request: SlidingRequest, connection: Connection, told: Told, answer: SlidingAnswer) -> bytes:
+        pos = self.connections.keep(connection, told, answer.sent, answer.token)
+        self._memory.keep(request.user_id, request.device_id, pos, answer.seen)
+        metrics.SLIDING_ANSWERS.inc()
+        body = {"pos": pos, **answer.body}
+        if request.txn_id is not None:
+            body["txn_id"] = request.txn_id
+        return orjson.dumps(body)
