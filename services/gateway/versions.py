@@ -25,6 +25,7 @@ UNSTABLE_FEATURES = {
     "org.matrix.msc3814": True,
     "org.matrix.msc3827.stable": True,
     "org.matrix.msc3881": True,
+    "org.matrix.msc3912": True,
     "org.matrix.msc3981": True,
     "org.matrix.msc4108": True,
     "org.matrix.msc4140": True,
