@@ -84,6 +84,10 @@ class SlidingAnswers:
         self._covering = Covering(instance)
         self._live = LiveRooms(instance.live)
 
+    def is_quiet(self, state: UserState, since: SyncToken) -> bool:
+        """Whether nothing at all has happened since a token."""
+        return self._covering.is_quiet(state, since)
+
     async def compose(self, state: UserState, request: SlidingRequest, told: Told, seen: Seen) -> SlidingAnswer:
         """What is new to a connection that was told `told`.
 

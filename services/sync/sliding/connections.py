@@ -79,12 +79,19 @@ class Told(NamedTuple):
 
 @dataclass(slots=True)
 class Connection:
-    """One connection. `generations`: what was told, by number, the newest last."""
+    """One connection.
+
+    Attributes:
+        generations: what was told, by number, the newest last.
+        confirmed: the generation that the client has shown to have.
+        answered: the body of the last request that was answered, and the `pos` of the answer.
+    """
 
     name: str
     generations: OrderedDict[int, Sent] = field(default_factory=OrderedDict)
     last: int = 0
-    confirmed: int = 0  # the generation that the client has shown to have
+    confirmed: int = 0
+    answered: tuple[bytes, str] = (b"", "")
 
 
 _Key = tuple[UserId, str, str]

@@ -83,6 +83,20 @@ class Covering:
                 return self._covered(state, since, rooms, entries, children)
         raise Unavailable
 
+    def is_quiet(self, state: UserState, since: SyncToken) -> bool:
+        """Whether nothing at all has happened since a token. False says nothing."""
+        instance = self._instance
+        if (
+            instance.is_in_doubt
+            or since.instance != instance.snapshots.instance
+            or not since.user == state.log_head >= state.heard_head
+            or since.devices < instance.users.devices_head
+            or since.typing != instance.typing.count
+        ):
+            return False
+        positions, heads = since.positions, instance.feed.heads
+        return all(positions.get(partition) == heads[partition] for partition in state.partitions)
+
     def _covered(
         self,
         state: UserState,

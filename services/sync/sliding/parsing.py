@@ -5,6 +5,7 @@ Spec: MSC4186 §Request Body, Appendix.
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from matrixcore.identifiers import InvalidIdentifier, RoomId, UserId, parse_room_id
@@ -29,8 +30,13 @@ _TO_DEVICE_TOKEN = re.compile(r"d([0-9]{1,18})")
 _MAX_INDEX = 1 << 53
 
 
-def parse_request(form: Form, user_id: UserId, device_id: str, query: Mapping[str, str], body: Json) -> SlidingRequest:
+def parse_request(
+    form: Form, user_id: UserId, device_id: str, query: Mapping[str, str], body: Json, raw: bytes = b""
+) -> SlidingRequest:
     """The request of a device.
+
+    Args:
+        raw: the body as it came.
 
     Raises:
         BadJson, InvalidParam, MissingParam
@@ -41,6 +47,7 @@ def parse_request(form: Form, user_id: UserId, device_id: str, query: Mapping[st
         user_id,
         device_id,
         form,
+        raw,
         pos=_text(outside, "pos", shapes.MAX_BODY_BYTES),
         conn_id=_text(body, "conn_id"),
         txn_id=_text(body, "txn_id") or None,
@@ -49,6 +56,16 @@ def parse_request(form: Form, user_id: UserId, device_id: str, query: Mapping[st
         lists=_lists(form, user_id, body),
         subscriptions=_subscriptions(form, user_id, body),
         extensions=_extensions(body),
+    )
+
+
+def with_query(request: SlidingRequest, query: Mapping[str, str]) -> SlidingRequest:
+    """A request of the experimental form with the same body and another query. Raises InvalidParam."""
+    return replace(
+        request,
+        pos=_text(query, "pos", shapes.MAX_BODY_BYTES),
+        timeout_ms=_timeout(query.get("timeout"), is_text=True),
+        set_presence=_presence(query.get("set_presence")),
     )
 
 

@@ -1,8 +1,6 @@
 """What a client asks for: the accepted form and the experimental one that clients speak, in one shape.
 
 They differ in where parameters stand, how required state is written, and in a few names (MSC4186, Appendix).
-Requests of one client differ in little but `pos`, so bodies that were parsed are remembered.
-
 Spec: MSC4186 §Request Body.
 """
 
@@ -91,11 +89,13 @@ class SlidingRequest:
 
     Attributes:
         pos: as the client sent it, "" for a new connection.
+        raw: the body, by which a repeated request is known.
     """
 
     user_id: UserId
     device_id: str
     form: Form
+    raw: bytes = b""
     pos: str = ""
     conn_id: str = ""
     txn_id: str | None = None

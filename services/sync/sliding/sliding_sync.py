@@ -54,6 +54,8 @@ class SlidingSync:
         seen = self._memory.at(request.user_id, request.device_id, request.pos)
         deadline = self._clock.monotonic() + request.timeout_ms / 1000
         is_over = False
+        if self._is_quiet(state, request, connection, told):
+            is_over = not await self._instance.park(poll, request.timeout_ms / 1000)
         while True:
             poll.is_woken = False
             poll.tails = set()
@@ -63,9 +65,20 @@ class SlidingSync:
                 return self._encode(request, connection, told, answer)
             is_over = not await self._instance.park(poll, remaining)
 
+    def _is_quiet(self, state: UserState, request: SlidingRequest, connection: Connection, told: Told) -> bool:
+        """Whether a request can wait unseen: it asks what the one before asked, and nothing has happened since."""
+        return (
+            request.timeout_ms > 0
+            and told.token is not None
+            and connection.answered == (request.raw, request.pos)
+            and not self._instance.is_stopping
+            and self._answers.is_quiet(state, told.token)
+        )
+
     def _encode(self, request: SlidingRequest, connection: Connection, told: Told, answer: SlidingAnswer) -> bytes:
         pos = self.connections.keep(connection, told, answer.sent, answer.token)
         self._memory.keep(request.user_id, request.device_id, pos, answer.seen)
+        connection.answered = (request.raw, pos)
         metrics.SLIDING_ANSWERS.inc()
         body = {"pos": pos, **answer.body}
         if request.txn_id is not None:

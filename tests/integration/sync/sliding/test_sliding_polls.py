@@ -173,4 +173,4 @@ async def test_statements_do_not_grow_with_the_rooms(world: World) -> None:
         async with world.accounts.counting() as count:
             await client.sync(lists=one_list(last, 5, ("m.room.name", ""), ("m.room.member", "$LAZY")))
         counted.append(count.statements)
-    assert counted[0] == counted[1] <= 14
+    assert max(counted) <= 10, counted
