@@ -5,13 +5,15 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from matrixcore.identifiers import UserId
 from tessera.storage.database import Transaction
 
 
 class UiaSession(NamedTuple):
     """A session: the operation it was begun for, whose request it is, and the stages done.
 
-    `facts` is what stages found out, by the stage; `registration_token` the token that it takes a use of.
+    `facts` is what stages found out, by the stage; `registration_token` the token that it takes a use of; `user_id`
+    who is to prove it, None where nobody is yet.
     """
 
     operation: str
@@ -19,6 +21,7 @@ class UiaSession(NamedTuple):
     completed: tuple[str, ...]
     facts: Mapping[str, Any]
     registration_token: str | None
+    user_id: UserId | None = None
 
 
 # The sweep is bounded, so that a flood of sessions does not make one request pay for all.
@@ -28,11 +31,11 @@ WITH swept AS (
         SELECT session_id FROM accounts.uia_sessions WHERE expires_ts <= $5 LIMIT 100 FOR UPDATE SKIP LOCKED
     )
 )
-INSERT INTO accounts.uia_sessions (session_id, operation, identity, expires_ts) VALUES ($1, $2, $3, $4)
+INSERT INTO accounts.uia_sessions (session_id, operation, identity, expires_ts, user_id) VALUES ($1, $2, $3, $4, $6)
 """
 
 _FIND = """
-SELECT operation, identity, completed, facts::text, registration_token
+SELECT operation, identity, completed, facts::text, registration_token, user_id
 FROM accounts.uia_sessions WHERE session_id = $1 AND expires_ts > $2
 """
 
@@ -45,15 +48,22 @@ WHERE session_id = $1 RETURNING completed
 
 _TAKE = """
 DELETE FROM accounts.uia_sessions WHERE session_id = $1
-RETURNING operation, identity, completed, facts::text, registration_token
+RETURNING operation, identity, completed, facts::text, registration_token, user_id
 """
 
 
 async def add_session(
-    tx: Transaction, session_id: str, operation: str, identity: bytes, *, expires_ts: int, now_ms: int
+    tx: Transaction,
+    session_id: str,
+    operation: str,
+    identity: bytes,
+    *,
+    user_id: UserId | None = None,
+    expires_ts: int,
+    now_ms: int,
 ) -> None:
     """Begin a session; sweeps some of the expired ones."""
-    await tx.execute(_ADD, session_id, operation, identity, expires_ts, now_ms)
+    await tx.execute(_ADD, session_id, operation, identity, expires_ts, now_ms, user_id)
 
 
 async def find_session(tx: Transaction, session_id: str, *, now_ms: int) -> UiaSession | None:
@@ -74,4 +84,4 @@ async def take_session(tx: Transaction, session_id: str) -> UiaSession | None:
 
 
 def _session(row: Any) -> UiaSession | None:
-    return None if row is None else UiaSession(row[0], row[1], tuple(row[2]), orjson.loads(row[3]), row[4])
+    return None if row is None else UiaSession(row[0], row[1], tuple(row[2]), orjson.loads(row[3]), row[4], row[5])

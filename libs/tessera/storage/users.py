@@ -48,6 +48,8 @@ _EXISTS = "SELECT EXISTS (SELECT 1 FROM accounts.users WHERE user_id = $1)"
 
 _LIST_EXISTING = "SELECT user_id FROM accounts.users WHERE user_id = ANY($1::text[]) AND NOT deactivated"
 
+_LIST_TAKEN = "SELECT user_id FROM accounts.users WHERE user_id = ANY($1::text[])"
+
 _LOCK = "SELECT 1 FROM accounts.users WHERE user_id = $1 FOR UPDATE"
 
 _SET_PASSWORD = "UPDATE accounts.users SET password_hash = $2 WHERE user_id = $1"  # noqa: S105  a query
@@ -120,6 +122,11 @@ async def user_exists(tx: Transaction, user_id: UserId) -> bool:
 async def list_existing(tx: Transaction, user_ids: list[UserId]) -> set[UserId]:
     """Those of these users that have an account; deactivated ones are as good as gone."""
     return {UserId(row[0]) for row in await tx.fetch(_LIST_EXISTING, user_ids)}
+
+
+async def list_taken(tx: Transaction, user_ids: list[UserId]) -> set[UserId]:
+    """Those of these names that are taken, by deactivated accounts too."""
+    return {UserId(row[0]) for row in await tx.fetch(_LIST_TAKEN, user_ids)}
 
 
 async def lock_user(tx: Transaction, user_id: UserId) -> None:
