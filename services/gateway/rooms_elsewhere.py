@@ -213,11 +213,13 @@ class RoomsElsewhere:
                 raise
 
     async def servers_of(self, user_id: UserId, room_id: RoomId, via: Sequence[ServerName]) -> list[ServerName]:
-        """Who may know a room: those that were named, the inviter's, the room ID's, those that once were in it."""
+        """Who may know a room: those that were named, those of an invite's or a knock's stripped state with the
+        inviter's first, the room ID's, those that once were in it.
+        """
         row = await self._find_row(user_id, room_id)
         servers = dict.fromkeys(via[:MAX_VIA])
-        if row is not None and row.membership == "invite":
-            servers[server_of(row.sender)] = None
+        if row is not None and row.membership in ("invite", "knock"):
+            servers |= dict.fromkeys([server_of(row.sender), *_servers_shown(row)])
         if ":" in room_id:
             servers[server_of(room_id)] = None
         async with self.changes.shards.of_room(room_id).reading() as tx:
@@ -249,6 +251,12 @@ def parse_servers(names: Sequence[object], limit: int = MAX_VIA) -> list[ServerN
         except InvalidIdentifier:
             continue
     return servers
+
+
+def _servers_shown(row: UserRoom) -> list[ServerName]:
+    """The servers of who made the state that an invite or a knock shows."""
+    senders = [event.get("sender") for event in orjson.loads(row.stripped_state or b"[]")]
+    return parse_servers([sender.partition(":")[2] for sender in senders if isinstance(sender, str)])
 
 
 def _stripped(event: Event) -> dict[str, Any]:

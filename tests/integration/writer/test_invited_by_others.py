@@ -22,6 +22,7 @@ from tessera.federation.errors import PeerRefused
 from tessera.http.errors import MatrixError
 from tessera.restricted_joins import CannotGrantJoin, find_authoriser, list_other_authorisers
 from tessera.storage import account_data, user_rooms, users
+from tessera.storage.resident_rooms import list_rooms_of_server
 from tessera.storage.room_reads.rooms import find_for_reader
 from tests.fixtures.foreign_room import FAR, FAR_KEY, FAY, ForeignRoom
 
@@ -48,10 +49,10 @@ def invite_of(room: ForeignRoom, user_id: UserId = ALICE) -> Event:
     return room.send("m.room.member", {"membership": "invite"}, sender=FAY, state_key=user_id)
 
 
-async def row_of(world: World, room: ForeignRoom) -> Any:
+async def row_of(world: World, room: ForeignRoom, user_id: UserId = ALICE) -> Any:
     accounts = next(iter(world.shards.databases.values()))
     async with accounts.reading() as tx:
-        return await user_rooms.find_room(tx, ALICE, room.room_id)
+        return await user_rooms.find_room(tx, user_id, room.room_id)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -146,8 +147,33 @@ async def test_an_invite_is_rejected_whether_its_server_lives_or_not(world: Worl
         assert (await row_of(world, room)).membership == "join"
 
 
-async def test_knock_elsewhere(world: World) -> None:
-    room = ForeignRoom("11", join_rule={"join_rule": "knock"})
+async def test_invites_of_others_survive_the_last_of_us(world: World) -> None:
+    """Alice joins and leaves again: nobody follows the room any more, and Bob may still say no."""
+    room = ForeignRoom("12")
+    server = ForeignServer(room)
+    joiner = joiner_of(world, server)
+    elsewhere = RoomsElsewhere(joiner.changes, joiner.shaker, joiner)
+    async with invited_world(world) as asking:
+        async with asking.deps.accounts.transaction() as tx:
+            await users.add_user(tx, BOB, password_hash=None, displayname=None, now_ms=NOW_MS)
+        for user_id in (BOB, ALICE):
+            assert (await send_invite(asking, room, invite_of(room, user_id)))[0] == 200
+        await elsewhere.join(Session(ALICE), room.room_id, [], {"membership": "join"})
+        await joiner.changes.append(
+            room.room_id, Session(ALICE), NewEvent("m.room.member", ALICE, {"membership": "leave"})
+        )
+        assert (await row_of(world, room)).membership == "leave"
+        assert (await row_of(world, room, BOB)).membership == "invite"
+        async with world.shards.of_room(room.room_id).reading() as tx:
+            assert not await list_rooms_of_server(tx, [room.room_id], ServerName(SERVER))
+        server.is_dead = True
+        await elsewhere.leave(BOB, room.room_id, {"membership": "leave"})
+        assert (await row_of(world, room, BOB)).membership == "leave"
+
+
+@pytest.mark.parametrize("version", ["11", "12"])
+async def test_knock_elsewhere(world: World, version: str) -> None:
+    room = ForeignRoom(version, join_rule={"join_rule": "knock"})
     server = ForeignServer(room)
     joiner = joiner_of(world, server)
     elsewhere = RoomsElsewhere(joiner.changes, joiner.shaker, joiner)
@@ -156,8 +182,10 @@ async def test_knock_elsewhere(world: World) -> None:
         row = await row_of(world, room)
         assert row.membership == "knock"
         assert [one["type"] for one in orjson.loads(row.stripped_state)] == ["m.room.create", "m.room.member"]
+        # Who can be told shows in the room's state, also where the room ID names no server.
         await elsewhere.leave(ALICE, room.room_id, {"membership": "leave"})
         assert (await row_of(world, room)).membership == "leave"
+        assert room.state["m.room.member", ALICE].membership == "leave"
 
 
 class SigningServer:
