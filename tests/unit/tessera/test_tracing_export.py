@@ -39,6 +39,17 @@ def test_a_collector_that_is_away_holds_up_nobody() -> None:
     assert time.monotonic() - started < 2 * tracing.FLUSH_SECONDS
 
 
+def test_a_collector_that_hangs_holds_up_nobody() -> None:
+    """It takes the connection and never answers, while more is to be sent than one request takes."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with tracing.tracing_to(f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces", 1.0, "rooms-1"):
+            for _ in range(1_000):
+                with tracing.request_span() as span:
+                    assert span is not None
+            ending = time.monotonic()
+        assert time.monotonic() - ending < 2 * tracing.FLUSH_SECONDS
+
+
 def test_without_a_collector_nothing_is_traced() -> None:
     with tracing.tracing_to(None, 1.0, "rooms-1"):
         assert not tracing.is_on()
