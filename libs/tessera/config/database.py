@@ -101,6 +101,7 @@ class TesseraSettings(Section):
         terms: documents that whoever registers accepts, by a name for programs.
         trusted_proxies: networks of reverse proxies whose X-Forwarded-For is believed, beside private networks.
         rc_refresh: exchanges of refresh tokens, by device. Synapse does not limit them.
+        rc_sso: single sign-ons that are begun, by address. Nor these.
         services: what differs between the processes of a cluster.
         instance_name: of this process, kept over restarts; partitions are handed over to it. Absent, the host's name.
         drain_seconds: how long a process that is told to end may take for what it has begun.
@@ -122,6 +123,7 @@ class TesseraSettings(Section):
     terms: Mapping[str, Policy] = Field(default_factory=dict)
     trusted_proxies: tuple[Network, ...] = ()
     rc_refresh: RateLimit = RateLimit(per_second=0.1, burst_count=10)
+    rc_sso: RateLimit = RateLimit(per_second=2, burst_count=100)
     pool: Pool | None = None
     services: Mapping[ServiceName, ServiceSettings] = Field(default_factory=dict)
     instance_name: InstanceName | None = None

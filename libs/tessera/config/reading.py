@@ -94,6 +94,13 @@ def _with_secrets(
             section = section_of(field.annotation)
             if section is not None and isinstance(filled.get(key), dict):
                 filled[key] = _with_secrets(filled[key], section, base, (*location, key), problems)
+            elif section is not None and isinstance(filled.get(key), list):
+                filled[key] = [
+                    _with_secrets(one, section, base, (*location, key, str(number)), problems)
+                    if isinstance(one, dict)
+                    else one
+                    for number, one in enumerate(filled[key])
+                ]
             path_key = f"{key}_path"
             if holds_secret(field) and path_key in filled and path_key not in model.model_fields:
                 secret = _read_secret(filled.pop(path_key), key in filled, base, (*location, path_key), problems)

@@ -26,6 +26,7 @@ from tessera.config.sections import (
     TrustedKeyServer,
     UserDirectory,
 )
+from tessera.config.single_sign_on import SingleSignOnKeys
 from tessera.config.url_previews import UrlPreviews
 from tessera.config.values import Duration, FilePath, Name, Network, RoomVersion, Size
 
@@ -50,7 +51,7 @@ DEFAULT_LISTENERS = (
 )
 
 
-class Settings(RateLimits, UrlPreviews, AccountKeys):
+class Settings(RateLimits, UrlPreviews, AccountKeys, SingleSignOnKeys):
     """One homeserver.yaml. The names are those of the file's keys.
 
     Durations are milliseconds and sizes bytes. Paths are absolute. Secrets are `SecretStr`; one that the file
@@ -161,6 +162,7 @@ class Settings(RateLimits, UrlPreviews, AccountKeys):
         return {
             **super().rate_limits(),
             "tessera.rc_refresh": self.tessera.rc_refresh,
+            "tessera.rc_sso": self.tessera.rc_sso,
             "tessera.federation.rc_notary": self.tessera.federation.rc_notary,
         }
 

@@ -26,6 +26,10 @@ BY_THE_WAY = frozenset(
         "enable_registration_without_verification",
         "login_via_existing_session.require_ui_auth",  # has one value only
         "media_store_path",
+        # Read by the properties of their section.
+        "oidc_providers.idp_id",
+        "oidc_providers.user_mapping_provider",
+        "oidc_providers.user_profile_method",
         "report_stats",  # asks for nothing here, whatever its value
         "signing_key_path",
         "tessera.support",

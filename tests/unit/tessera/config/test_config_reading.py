@@ -129,11 +129,11 @@ user_directory: {prefer_local_users: true, show_locked_users: false}
 def test_synapses_keys_that_would_change_behaviour_are_refused_unless_off(read: Read, refused: Refused) -> None:
     problems = refused(
         MINIMAL
-        + "oidc_providers: [{idp_id: x}]\nhs_disabled: true\nenable_search: false\npassword_config: {enabled: false}\n"
+        + "saml2_config: {x: y}\nhs_disabled: true\nenable_search: false\npassword_config: {enabled: false}\n"
     )
-    assert problems["oidc_providers"] == "is not supported; remove it, or switch it off"
+    assert problems["saml2_config"] == "is not supported; remove it, or switch it off"
     assert problems["enable_search"] == "cannot be changed here; remove it, or leave it at True"
-    assert problems.keys() == {"oidc_providers", "hs_disabled", "enable_search", "password_config.enabled"}
+    assert problems.keys() == {"saml2_config", "hs_disabled", "enable_search", "password_config.enabled"}
     assert read(
         MINIMAL + "oidc_providers: []\nhs_disabled: false\n"
         "retention: {enabled: false, default_policy: {max_lifetime: 1y}}\n"
