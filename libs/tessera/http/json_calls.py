@@ -54,9 +54,11 @@ class JsonCaller:
         """The same with PUT and a body that is JSON already. Raises CallFailed."""
         return await self._call("PUT", url, {**(headers or {}), "Content-Type": "application/json"}, body, None)
 
-    async def post_form(self, url: str, fields: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
+    async def post_form(
+        self, url: str, fields: Mapping[str, str], *, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, dict[str, Any]]:
         """The same for the fields of a form. Raises CallFailed."""
-        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        form = {**(headers or {}), "Content-Type": "application/x-www-form-urlencoded"}
         return await self._call("POST", url, form, urlencode(fields).encode(), None)
 
     async def get(
