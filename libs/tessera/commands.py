@@ -27,6 +27,10 @@ class OutcomeStatus(IntEnum):
     WITHDRAWN = 3
 
 
+# What a writer refuses where the room's policy server has to sign first: whoever asked for the event has it signed.
+NEEDS_POLICY_SIGNATURE = "IO.TESSERA.NEEDS_POLICY_SIGNATURE"
+
+
 @dataclass(frozen=True, slots=True)
 class NewEvent:
     """A local event to be built by the writer (prev events, auth events, depth, hashes, signature)."""

@@ -29,7 +29,7 @@ class RecordKind(IntEnum):
 
     EVENT = 1
     STATE = 2  # a change of current state that no timeline event explains
-    GAP = 3
+    GAP = 3  # of a room: events before the next one are missing; of no room: the partition's incarnation was raised
     REDACTION_APPLIED = 4
     RECEIPTS = 5
     DEVICE_LISTS = 6

@@ -5,14 +5,26 @@ Spec: none; DESIGN.md sections 2, 3 and 5.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Protocol
 
 from matrixcore.identifiers import EventId, RoomId, ServerName, UserId
 from tessera.clock import Clock
-from tessera.commands import Append, Command, CommandBody, NewEvent, Outcome, OutcomeStatus, transaction_command_id
+from tessera.commands import (
+    NEEDS_POLICY_SIGNATURE,
+    Append,
+    AppendPdu,
+    Command,
+    CommandBody,
+    Draft,
+    NewEvent,
+    Outcome,
+    OutcomeStatus,
+    transaction_command_id,
+)
 from tessera.fanout import Fanout
 from tessera.http.authentication import Requester
-from tessera.http.errors import MatrixError, Unavailable
+from tessera.http.errors import Forbidden, MatrixError, Unavailable
 from tessera.ids import IdSource
 from tessera.memberships import changes_of_outcome, project_memberships
 from tessera.room_commands import CommandUnanswered, RoomCommands
@@ -22,6 +34,7 @@ from tessera.storage.shards import RoomShards
 COMMAND_ID_BYTES = 32
 # Longer than a partition takes to find its next writer (about 4 s), shorter than clients wait.
 COMMAND_TIMEOUT_SECONDS = 20.0
+MAX_DRAFTS = 2
 
 
 class RoomUnavailable(Unavailable):
@@ -69,12 +82,20 @@ class OtherServers(Protocol):
         """Invite a user of another server."""
 
 
+class PolicySigner(Protocol):
+    """Has events signed by the policy servers of their rooms."""
+
+    async def sign(self, room_id: RoomId, pdu: bytes) -> bytes:
+        """The PDU with the signature; as it is where none is needed any more. Raises MatrixError."""
+
+
 @dataclass(frozen=True, slots=True)
 class RoomChanges:
     """The way to the room writers and to the account store, which hears of moved memberships.
 
     Attributes:
         others: None where this server is the only one.
+        policy: None where other servers cannot be asked: then rooms with a policy server cannot be changed.
     """
 
     commands: RoomCommands
@@ -85,21 +106,61 @@ class RoomChanges:
     ids: IdSource
     timeout_seconds: float = COMMAND_TIMEOUT_SECONDS
     others: OtherServers | None = None
+    policy: PolicySigner | None = None
 
     async def submit(
         self, room_id: RoomId, sender: UserId, body: CommandBody, *, command_id: bytes | None = None
     ) -> Outcome:
         """Have a change made and answer its outcome, once the users' room lists know of it.
 
+        In a room with a policy server the event is signed there first.
+
         Args:
             command_id: of a request that a client may repeat; None for one that is always new.
 
         Raises:
-            MatrixError: the writer refused it.
+            MatrixError: the writer refused it, or the policy server did.
             RoomUnavailable: it will not happen.
         """
+        command_id = command_id or self.ids.random_bytes(COMMAND_ID_BYTES)
+        try:
+            return await self._submit(room_id, sender, body, command_id)
+        except MatrixError as refusal:
+            if refusal.errcode != NEEDS_POLICY_SIGNATURE or not isinstance(body, Append | AppendPdu):
+                raise
+        return await self._submit_signed(room_id, sender, body, command_id)
+
+    async def _submit_signed(
+        self, room_id: RoomId, sender: UserId, body: Append | AppendPdu, command_id: bytes
+    ) -> Outcome:
+        """Have the event drafted, signed and appended; a draft that the room has left behind is made once more."""
+        if self.policy is None:
+            raise Forbidden("The room's policy server cannot be asked from here")
+        is_draft = isinstance(body, Append)
+        for attempt in range(MAX_DRAFTS if is_draft else 1):
+            if isinstance(body, Append):
+                drafted = await self._submit(
+                    room_id, sender, Draft(body.event), self.ids.random_bytes(COMMAND_ID_BYTES)
+                )
+                pdu = drafted.body
+            else:
+                pdu = body.pdu
+            signed = AppendPdu(await self.policy.sign(room_id, pdu), body.sender_device, body.txn_id)
+            # A client that repeats its request is answered what came of the first: the id derives from the request's.
+            derived = sha256(command_id + b"signed" + bytes((attempt,))).digest()
+            try:
+                return await self._submit(room_id, sender, signed, derived)
+            except MatrixError as error:
+                is_stale = error.status in (400, 403) and attempt + 1 < MAX_DRAFTS and is_draft
+                if not is_stale and error.errcode == NEEDS_POLICY_SIGNATURE:
+                    raise Forbidden("The room's policy server has not signed the event") from error
+                if not is_stale:
+                    raise
+        raise AssertionError("the loop returns or raises")
+
+    async def _submit(self, room_id: RoomId, sender: UserId, body: CommandBody, command_id: bytes) -> Outcome:
         command = Command(
-            command_id or self.ids.random_bytes(COMMAND_ID_BYTES),
+            command_id,
             room_id,
             self.shards.partition_of(room_id),
             sender,

@@ -13,6 +13,7 @@ from tessera.clock import Clock
 from tessera.config import Settings
 from tessera.fanout import Fanout
 from tessera.federation.opening import Federation
+from tessera.federation.policy_servers import PolicyServers
 from tessera.http.limits import RateLimits
 from tessera.ids import IdSource
 from tessera.room_commands import RoomCommands
@@ -44,6 +45,11 @@ class FederationInDeps:
     limits: RateLimits
     federation: Federation
     signing_key: SigningKey
+
+    @property
+    def policy_servers(self) -> PolicyServers:
+        """The way to the policy servers of this server's rooms."""
+        return PolicyServers(self.federation.client, self.shards)
 
 
 async def federation_in_of(request: Request) -> FederationInDeps:

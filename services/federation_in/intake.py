@@ -5,11 +5,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from matrixcore.identifiers import RoomId
 from services.federation_in import extremity_merging
 from services.federation_in.dependencies import FederationInDeps
 from services.federation_in.edu_intake import EduIntake
 from services.federation_in.fetching import AncestorFetcher
 from services.federation_in.naming import InboxNaming
+from services.federation_in.policy_checks import PolicyChecks
 from services.federation_in.receiving import PduReceiver
 from services.federation_in.rescissions import InviteEnds
 from services.federation_in.signs_of_life import SignsOfLife
@@ -25,6 +27,7 @@ class Intake:
     transactions: TransactionReceiver
     naming: InboxNaming
     fetcher: AncestorFetcher
+    checks: PolicyChecks
     background: tuple[Background, ...]
 
 
@@ -38,7 +41,13 @@ async def open_intake(deps: FederationInDeps) -> AsyncIterator[Intake]:
         deps.clock,
         deps.ids.token(12),
     )
-    naming = InboxNaming(deps.bus, deps.fanout, deps.shards, deps.clock, deps.ids, on_parked=fetcher.wake)
+    checks = PolicyChecks(deps.shards, deps.policy_servers, deps.clock)
+
+    def on_parked(room_id: RoomId) -> None:
+        fetcher.wake(room_id)
+        checks.wake(room_id)
+
+    naming = InboxNaming(deps.bus, deps.fanout, deps.shards, deps.clock, deps.ids, on_parked=on_parked)
     receiver = PduReceiver(deps.server_name, deps.shards, deps.federation.keyring, deps.clock)
     edus = EduIntake.of(deps)
     life = SignsOfLife(deps.accounts, deps.clock)
@@ -46,7 +55,8 @@ async def open_intake(deps: FederationInDeps) -> AsyncIterator[Intake]:
     await naming.start()
     try:
         merging: Background = partial(extremity_merging.run, deps)
-        background = (naming.sweep, fetcher.sweep, lambda: fetcher.run(naming), merging, *edus.background)
-        yield Intake(transactions, naming, fetcher, background)
+        asking: tuple[Background, ...] = (checks.sweep, lambda: checks.run(naming))
+        background = (naming.sweep, fetcher.sweep, lambda: fetcher.run(naming), *asking, merging, *edus.background)
+        yield Intake(transactions, naming, fetcher, checks, background)
     finally:
         await naming.stop()

@@ -21,6 +21,7 @@ from matrixcore.identifiers import InvalidIdentifier, RoomId, UserId, parse_user
 from matrixcore.room_versions import ROOM_VERSIONS, RoomVersionRules
 from services.federation_in.dependencies import FederationInDep, FederationInDeps
 from services.federation_in.member_events import IncompatibleRoomVersion, changes_of, room_of
+from services.federation_in.metrics import counted
 from services.federation_in.routing import V1, V2, CurrentPeer, Peer, peer_router
 from tessera.commands import NoteMembership
 from tessera.federation.handshakes import MAX_STRIPPED_EVENTS, stripped_events
@@ -59,6 +60,7 @@ async def send_invite_v1(room_id: str, event_id: str, peer: CurrentPeer, deps: F
     return json_reply([200, {"event": orjson.Fragment(event.pdu)}])
 
 
+@counted("invite")
 async def take_invite(
     deps: FederationInDeps, peer: Peer, room_id: RoomId, event_id: str, version: object, fields: object, shown: object
 ) -> Event:

@@ -23,6 +23,7 @@ from services.federation_in.member_events import (
     take_into_room,
     user_of,
 )
+from services.federation_in.metrics import counted
 from services.federation_in.room_states import RoomState, find_state_before, write_state
 from services.federation_in.routing import V1, V2, CurrentPeer, Peer, peer_router
 from tessera.http.errors import Forbidden, NotFound
@@ -89,6 +90,7 @@ async def send_join_v1(room_id: str, event_id: str, peer: CurrentPeer, deps: Fed
     return StreamingResponse(parts, media_type="application/json")
 
 
+@counted("join")
 async def take_join(deps: FederationInDeps, peer: Peer, room_id: RoomId, event_id: str) -> tuple[Event, RoomState]:
     """Check a signed join, sign it where one of our users authorises it, and have it committed.
 

@@ -19,6 +19,7 @@ from services.federation_in.member_events import (
     take_into_room,
     user_of,
 )
+from services.federation_in.metrics import counted
 from services.federation_in.routing import V1, CurrentPeer, peer_router
 from tessera.http.replies import json_reply
 from tessera.stripped_state import list_shown_state
@@ -42,6 +43,7 @@ async def make_knock(
 
 
 @router.put(V1 + "/send_knock/{room_id}/{event_id}")
+@counted("knock")
 async def send_knock(room_id: str, event_id: str, peer: CurrentPeer, deps: FederationInDep) -> Response:
     """Take a signed knock into the room, and answer what a knocker may see of it."""
     room = room_of(room_id)

@@ -16,6 +16,7 @@ from services.federation_in.member_events import (
     take_into_room,
     user_of,
 )
+from services.federation_in.metrics import counted
 from services.federation_in.routing import V1, V2, CurrentPeer, Peer, peer_router
 from tessera.http.replies import json_reply
 
@@ -45,6 +46,7 @@ async def send_leave_v1(room_id: str, event_id: str, peer: CurrentPeer, deps: Fe
     return json_reply([200, {}])
 
 
+@counted("leave")
 async def take_leave(deps: FederationInDeps, peer: Peer, room_id: str, event_id: str) -> None:
     """Check a signed leave and have it committed. Raises MatrixError."""
     room = room_of(room_id)

@@ -53,7 +53,15 @@ class IncompatibleRoomVersion(MatrixError):
 
 def changes_of(deps: FederationInDeps) -> RoomChanges:
     """The way to change rooms."""
-    return RoomChanges(deps.commands, deps.shards, deps.accounts, deps.fanout, deps.clock, deps.ids)
+    return RoomChanges(
+        deps.commands,
+        deps.shards,
+        deps.accounts,
+        deps.fanout,
+        deps.clock,
+        deps.ids,
+        policy=deps.policy_servers,
+    )
 
 
 def room_of(text: str) -> RoomId:

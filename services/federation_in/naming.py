@@ -67,12 +67,17 @@ class InboxNaming:
         if self._subscription is not None:
             await self._subscription.close()
 
-    async def name(self, names: Sequence[InboxNames]) -> None:
-        """Tell the writers; what the topic does not take now is named again later."""
+    async def name(self, names: Sequence[InboxNames], *, look_again: bool = False) -> None:
+        """Tell the writers; what the topic does not take now is named again later.
+
+        Args:
+            look_again: others wait for these, and are to be looked after when the writer has taken them in.
+        """
         for one in names:
             for start in range(0, len(one.inbox_ids), MAX_NAMED):
                 body = ReceivePdus(one.inbox_ids[start : start + MAX_NAMED])
-                if not await self._send(one.partition, one.room_id, body, len(body.inbox_ids)):
+                expected = ALWAYS_MORE if look_again else len(body.inbox_ids)
+                if not await self._send(one.partition, one.room_id, body, expected):
                     return
 
     async def unpark(self, room_id: RoomId) -> None:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from matrixcore.identifiers import InvalidIdentifier, RoomId, UserId, parse_room_id, parse_user_id, server_of
 from services.federation_in.dependencies import FederationInDep, FederationInDeps
 from services.federation_in.member_events import changes_of, room_of
+from services.federation_in.metrics import counted
 from services.federation_in.routing import V1, CurrentPeer, peer_router
 from tessera.commands import Append, NewEvent
 from tessera.federation.client import endpoint
@@ -29,6 +30,7 @@ MAX_BODY_BYTES = 256 << 10
 
 
 @router.put(V1 + "/exchange_third_party_invite/{room_id}")
+@counted("third_party_invite")
 async def exchange_third_party_invite(room_id: str, peer: CurrentPeer, deps: FederationInDep) -> Response:
     """Invite the user whom a third-party invite of one of our users has found; the identity server has signed it."""
     room = room_of(room_id)

@@ -19,8 +19,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from matrixcore.identifiers import ServerName
+from services.federation_in import metrics
 from services.federation_in.naming import InboxNaming
-from services.federation_in.receiving import PduReceiver
+from services.federation_in.receiving import PduReceiver, Received
 from services.federation_in.routing import V1
 from services.federation_in.signs_of_life import SignsOfLife
 from tessera.clock import Clock
@@ -86,14 +87,26 @@ class TransactionReceiver:
         Raises:
             BadJson: no transaction, or too large a one. Unavailable, DatabaseUnavailable
         """
+        began = self.clock.monotonic()
+        outcome = "refused"
+        try:
+            reply, is_new = await self._receive(peer, txn_id)
+            outcome = "taken" if is_new else "repeated"
+        finally:
+            metrics.TRANSACTIONS.labels(outcome).inc()
+        metrics.RECEIVE_SECONDS.observe(self.clock.monotonic() - began)
+        return reply
+
+    async def _receive(self, peer: Peer, txn_id: str) -> tuple[bytes, bool]:
+        """The reply, and whether the transaction had not come before."""
         pdus, edus = _parts_of(peer.content)
         if self.life is not None:
             await self.life.note(peer.origin)
         async with self.locks.of(peer.origin):
             async with self.accounts.reading() as tx:
                 if (reply := await received_transactions.find_reply(tx, peer.origin, txn_id)) is not None:
-                    return reply
-            return await self._take_in(peer.origin, txn_id, pdus, edus)
+                    return reply, False
+            return await self._take_in(peer.origin, txn_id, pdus, edus), True
 
     async def _take_in(
         self, origin: ServerName, txn_id: str, pdus: Sequence[object], edus: Sequence[Mapping[str, Any]]
@@ -108,6 +121,7 @@ class TransactionReceiver:
             if durable and await received_transactions.count_edus(tx, origin, MAX_LYING_EDUS) >= MAX_LYING_EDUS:
                 raise Unavailable("Too many of your EDUs wait", retry_after_ms=30_000)
             await received_transactions.add(tx, origin, txn_id, reply, durable, self.clock.now_ms())
+        _count(received, edus)
         await self.naming.name(received.names)
         if self.edus is not None:
             if durable:
@@ -147,6 +161,15 @@ async def send_transaction(request: Request) -> Response:
 
 
 routes = [Route(V1 + "/send/{txn_id}", send_transaction, methods=["PUT"])]
+
+
+def _count(received: Received, edus: Sequence[Mapping[str, Any]]) -> None:
+    stored = sum(wrong is None for wrong in received.results.values())
+    metrics.PDUS.labels("stored").inc(stored)
+    metrics.PDUS.labels("dropped").inc(len(received.results) - stored)
+    metrics.PDUS.labels("unknown").inc(len(received.unknown))
+    for edu in edus:
+        metrics.count_edu(edu["edu_type"])
 
 
 def _parts_of(content: Mapping[str, Any]) -> tuple[list[object], list[Mapping[str, Any]]]:

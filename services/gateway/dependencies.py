@@ -30,6 +30,7 @@ from tessera.config import Settings
 from tessera.fanout import Fanout
 from tessera.federation.backfilling import Backfiller
 from tessera.federation.client import FederationClient
+from tessera.federation.policy_servers import PolicyServers
 from tessera.http.limits import RateLimits
 from tessera.ids import IdSource
 from tessera.last_seen import LastSeenRecorder
@@ -101,7 +102,14 @@ class GatewayDeps:
     def rooms(self) -> RoomChanges:
         """The way to change rooms."""
         return RoomChanges(
-            self.commands, self.shards, self.accounts, self.fanout, self.clock, self.ids, others=self.elsewhere
+            self.commands,
+            self.shards,
+            self.accounts,
+            self.fanout,
+            self.clock,
+            self.ids,
+            others=self.elsewhere,
+            policy=None if self.peers is None else PolicyServers(self.peers, self.shards),
         )
 
     @property

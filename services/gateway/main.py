@@ -16,6 +16,7 @@ from services.gateway import (
     stale_devices,
 )
 from services.gateway.app import build_gateway, gateway_routers, gateway_routes
+from services.gateway.member_event_propagation import MemberEventPropagator
 from services.gateway.passwords import Passwords
 from services.gateway.rooms_elsewhere import RoomsElsewhere
 from services.gateway.spaces_elsewhere import SpacesElsewhere
@@ -50,6 +51,9 @@ async def open_gateway(around: Surroundings) -> AsyncIterator[Service]:
     )
     joiner = None
     if around.federation is not None:
+        gateway = replace(gateway, peers=around.federation.client)
+        # Rooms may have policy servers, which are asked before a member event is sent too.
+        gateway = replace(gateway, propagate_profile=MemberEventPropagator(gateway.rooms))
         shaker = Handshaker(
             gateway.server_name, around.signing_key, around.federation.client, around.federation.keyring, around.ids
         )
@@ -65,7 +69,6 @@ async def open_gateway(around: Surroundings) -> AsyncIterator[Service]:
         gateway = replace(
             gateway,
             elsewhere=RoomsElsewhere(gateway.rooms, shaker, joiner, around.limits),
-            peers=around.federation.client,
             backfiller=backfiller,
             spaces=SpacesElsewhere(around.federation.client, gateway.server_name, around.clock),
         )

@@ -303,6 +303,9 @@ class Decider:
                 self._partitions.pump.offer(partition, part.records)
                 metrics.RECORDS.inc(len(records))
         for work in building.works.values():
+            if work.partition.partition in result.moved:
+                for verdict, count in work.verdicts.items():
+                    metrics.RECEIVED.labels(verdict).inc(count)
             if work.partition.partition in result.moved and work.partition.partition in self._partitions:
                 self._rooms.put(work.adopt())
             elif not work.is_new:

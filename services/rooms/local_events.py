@@ -18,6 +18,7 @@ from matrixcore.room_versions import EventIdFormat
 from matrixcore.verdicts import Accepted
 from services.rooms.hot_rooms import hash_of
 from services.rooms.placing import place_event
+from services.rooms.policy import require_signature
 from services.rooms.redacting import apply_redaction, check_local_redaction
 from services.rooms.room_work import MEMBER, Refused, RoomWork, Signer
 from tessera.commands import Append, Command, CreateRoom, Draft, NewEvent, Outcome, OutcomeStatus
@@ -37,6 +38,7 @@ def append(work: RoomWork, command: Command, body: Append, signer: Signer) -> Ou
     same = find_unchanged(work, event)
     if same is not None:
         return accept(work, command, (same,))
+    require_signature(work, event)
     add_local(work, event, signer, sender_device=body.sender_device, txn_id=body.txn_id)
     return accept(work, command, (event.event_id,))
 

@@ -19,6 +19,7 @@ from matrixcore.verdicts import ACCEPTED, Accepted
 from services.rooms.judging import Judged
 from services.rooms.local_events import accept, build_on, find_done, find_unchanged, keys_of
 from services.rooms.merging import LoadState, place_judged, store_unplaced
+from services.rooms.policy import require_signature
 from services.rooms.room_past import RoomPast, State
 from services.rooms.room_work import Refused, RoomWork, Signer
 from tessera.commands import DUMMY_EVENT, Append, Command, Draft, Outcome
@@ -46,6 +47,7 @@ async def above_some(
         return accept(work, command, (event.event_id,), body=event.pdu)
     if (same := find_unchanged(work, event)) is not None:
         return accept(work, command, (same,))
+    require_signature(work, event)
     past.learn(event)
     judged = Judged(ACCEPTED, before, await past.find_places(chosen))
     if event.type == DUMMY_EVENT:

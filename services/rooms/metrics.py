@@ -30,6 +30,12 @@ LAG_SECONDS = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 30),
 )
 RECORDS = Counter("tessera_writer_records", "Records committed")
+RECEIVED = Counter(
+    "tessera_writer_received_events", "Events of other servers by what their rooms say of them", ["verdict"]
+)
+VERDICTS = ("accepted", "soft_failed", "rejected", "outlier", "parked", "unsigned")
+for _verdict in VERDICTS:
+    RECEIVED.labels(_verdict)
 RETRIES = Counter("tessera_writer_retries", "Batches built again", ["reason"])
 PARTITIONS = Gauge("tessera_writer_partitions", "Partitions owned", ["shard"])
 PARTITIONS_IN_ALL = Gauge("tessera_partitions", "Partitions of the database, whoever owns them")

@@ -5,6 +5,7 @@ from typing import Any
 
 from matrixcore.auth_events import CREATE, JOIN_RULES, POWER_LEVELS, third_party_token
 from matrixcore.identifiers import EventId, RoomId, ServerName, StateKey, UserId
+from matrixcore.policy_servers import POLICY
 from matrixcore.relations import parse_relation
 from services.rooms.hot_rooms import HotRoom
 from services.rooms.placing import HISTORY_VISIBILITY, STRIPPED
@@ -12,7 +13,7 @@ from services.rooms.room_work import MEMBER, local_user, may_be_state_key
 from tessera.commands import Append, Command, CreateRoom, Draft, NewEvent, SetReceipts
 from tessera.storage.rooms import Wanted
 
-BASE: tuple[StateKey, ...] = (CREATE, POWER_LEVELS, HISTORY_VISIBILITY)
+BASE: tuple[StateKey, ...] = (CREATE, POWER_LEVELS, HISTORY_VISIBILITY, POLICY)
 MAX_MENTIONS_LOADED = 500  # of one event; those beyond do not count as mentions
 
 

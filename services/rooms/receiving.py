@@ -7,6 +7,7 @@ Spec: S-S API §Checks performed on receipt of a PDU, §Rejection, §Soft failur
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import orjson
 import structlog
@@ -14,7 +15,7 @@ import structlog
 from matrixcore.event_hashes import check_content_hash
 from matrixcore.events import Event, InvalidEvent, load_event, parse_event, redact_event
 from matrixcore.identifiers import EventId, StateKey, server_of
-from matrixcore.verdicts import Accepted
+from matrixcore.verdicts import Accepted, Rejected, SoftFailed
 from services.rooms.batch_builder import Building, CommandFailed, find_work, refuse, take_loaded, work_of
 from services.rooms.behind_gaps import judge_by_told_state, move_backward_extremities, place_below
 from services.rooms.entering import drop_strays, enter_room, note_elsewhere
@@ -24,6 +25,7 @@ from services.rooms.local_events import accept
 from services.rooms.many_ends import above_some
 from services.rooms.merging import place_judged, store_unplaced
 from services.rooms.needs import state_keys_of, want_events, want_state
+from services.rooms.policy import lacks_signature, require_signature
 from services.rooms.redacting import find_target, may_apply
 from services.rooms.room_past import RoomPast
 from services.rooms.room_work import Refused, RoomWork, Signer, StateNotLoaded
@@ -40,7 +42,7 @@ from tessera.commands import (
     ReceivePdus,
     Unpark,
 )
-from tessera.records import OrderKey
+from tessera.records import OrderKey, RecordKind
 from tessera.storage import backward_extremities, inbox, state_loading
 from tessera.storage.database import DatabaseUnavailable, Transaction
 from tessera.storage.inbox import InboxRow
@@ -50,6 +52,7 @@ log = structlog.get_logger(__name__)
 
 MAX_ROWS = 500  # of the inbox that one command takes in, those included that it sets free
 MAX_WAITING_REDACTIONS = 100
+_VERDICTS = {Accepted: "accepted", SoftFailed: "soft_failed", Rejected: "rejected"}
 
 
 async def receive_command(
@@ -134,6 +137,7 @@ class Receiver:
             raise Refused(400, "M_BAD_JSON", "The event refers to events that are not known here")
         if not isinstance(judged.verdict, Accepted):
             raise Refused(403, "M_FORBIDDEN", judged.verdict.reason)
+        require_signature(self.work, event)
         await self._place(
             event,
             judged,
@@ -210,12 +214,30 @@ class Receiver:
         if known is not None and (row.outlier or not known.is_outlier):
             self.work.inbox[row.inbox_id] = None
             return False
-        judged = await self._judge(row, event)
+        judged, is_told = await self._judge(row, event)
         if isinstance(judged, Missing):
             # History can be asked for again, and parked it would lose its place.
             self.work.inbox[row.inbox_id] = None if row.below is not None else judged.events
+            self._count("parked")
             return False
+        if isinstance(judged.verdict, Accepted) and not row.outlier and row.below is None:
+            if lacks_signature(self.work, event):
+                if not row.policy_asked:
+                    self.work.inbox[row.inbox_id] = {}
+                    self.work.unsigned.add(row.inbox_id)
+                    self._count("unsigned")
+                    return False
+                judged = replace(judged, verdict=SoftFailed("the room's policy server has not signed it"))
+            elif is_told:
+                # Whoever follows the room must not take what comes next for what came next.
+                self.work.record(RecordKind.GAP, None)
+                self._above_gaps.append(event)
+        await self._store(row, event, judged)
+        return True
+
+    async def _store(self, row: InboxRow, event: Event, judged: Judged) -> None:
         self.work.inbox[row.inbox_id] = None
+        self._count("outlier" if row.outlier else _VERDICTS[type(judged.verdict)])
         is_kept = row.outlier or not isinstance(judged.verdict, Accepted)
         if not is_kept and row.below is not None:
             await self._place_below(event, judged, row.below)
@@ -223,20 +245,20 @@ class Receiver:
             await store_unplaced(self.work, self.past, event, judged, outlier=row.outlier)
         else:
             await self._place(event, judged)
-        return True
 
-    async def _judge(self, row: InboxRow, event: Event) -> Judged | Missing:
+    def _count(self, verdict: str) -> None:
+        self.work.verdicts[verdict] = self.work.verdicts.get(verdict, 0) + 1
+
+    async def _judge(self, row: InboxRow, event: Event) -> tuple[Judged | Missing, bool]:
+        """What comes of the checks, and whether they were made by the state that was told."""
         if row.outlier:
-            return await judge_outlier(self.work, self.past, event)
+            return await judge_outlier(self.work, self.past, event), False
         is_history = row.below is not None
         judged = await judge(self.work, self.past, event, is_history=is_history)
         if not isinstance(judged, Missing) or row.state_before is None:
-            return judged
+            return judged, False
         told: list[EventId] = orjson.loads(row.state_before)
-        judged = await judge_by_told_state(self.work, self.past, event, told, is_history=is_history)
-        if isinstance(judged, Judged) and isinstance(judged.verdict, Accepted) and not is_history:
-            self._above_gaps.append(event)
-        return judged
+        return await judge_by_told_state(self.work, self.past, event, told, is_history=is_history), True
 
     async def _place_below(self, event: Event, judged: Judged, anchor: int) -> None:
         order = OrderKey(anchor, self._subs[anchor])

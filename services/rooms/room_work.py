@@ -97,7 +97,9 @@ class RoomWork:
     rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
     # What becomes of inbox rows: None when done, else the events that they wait for and whether outliers suffice.
     inbox: dict[int, dict[EventId, bool] | None] = field(default_factory=dict)
+    unsigned: set[int] = field(default_factory=set)  # inbox rows for which the room's policy server is to be asked
     arrived: dict[EventId, None] = field(default_factory=dict)  # events that parked PDUs waited for
+    verdicts: dict[str, int] = field(default_factory=dict)  # on events of other servers, for the metrics
     # Current state as it was committed, for this batch only: a resolution may change more than a hot room can hold.
     pinned: dict[StateKey, Event | None] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
@@ -266,7 +268,8 @@ class RoomWork:
         part, room_id = self.partition.partition, self.room_id
         wanted: set[EventId] = set()
         for inbox_id, missing in self.inbox.items():
-            batch.rows["inbox_gone" if missing is None else "inbox_parked"].append((part, inbox_id))
+            waiting = "inbox_unsigned" if inbox_id in self.unsigned else "inbox_parked"
+            batch.rows["inbox_gone" if missing is None else waiting].append((part, inbox_id))
             for event_id, as_outlier in (missing or {}).items():
                 wanted.add(event_id)
                 batch.rows["missing"].append((part, room_id, event_id, inbox_id, as_outlier))

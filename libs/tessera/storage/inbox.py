@@ -1,13 +1,14 @@
 """The inbox: PDUs of other servers, stored before their sender is answered.
 
-Rows end in the writer's commit: deleted with the event that they became, or parked until their
-ancestors have arrived (`writer_batch`, sections inbox_gone, inbox_parked and missing). One that
+Rows end in the writer's commit: deleted with the event that they became, parked until their
+ancestors have arrived (`writer_batch`, sections inbox_gone, inbox_parked and missing), or left
+unsigned until the room's policy server has been asked about them (inbox_unsigned). One that
 breaks the writer is dead, and nobody looks at it until its dead letter is replayed.
 
 Spec: none; DESIGN.md section 6.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from matrixcore.identifiers import EventId, RoomId, ServerName
@@ -26,7 +27,7 @@ ON CONFLICT (room_id, event_id) DO UPDATE SET outlier = inbox.outlier AND exclud
 RETURNING inbox_id
 """
 
-_COLUMNS = "inbox_id, origin, event_id, pdu, state, outlier, state_before, below"
+_COLUMNS = "inbox_id, origin, event_id, pdu, state, outlier, state_before, below, policy_asked"
 
 _LOAD = f"""
 SELECT {_COLUMNS} FROM rooms.inbox WHERE room_id = $1 AND inbox_id = ANY($2::bigint[]) AND state <> 'dead'
@@ -53,6 +54,20 @@ UPDATE rooms.inbox SET named_at = now() WHERE inbox_id = ANY(ARRAY(
     SELECT inbox_id FROM rooms.inbox WHERE state = 'new' AND named_at < now() - $1 * interval '1 second'
     ORDER BY named_at LIMIT $2 FOR UPDATE SKIP LOCKED
 )) RETURNING partition, room_id, inbox_id
+"""
+
+# Whoever asks has a while for it; if it dies, somebody else asks.
+_CLAIM_UNSIGNED = """
+UPDATE rooms.inbox SET named_at = now() + make_interval(secs => $2) WHERE inbox_id = ANY(ARRAY(
+    SELECT inbox_id FROM rooms.inbox WHERE room_id = $1 AND state = 'unsigned' AND named_at <= now()
+    ORDER BY inbox_id LIMIT $3 FOR UPDATE SKIP LOCKED
+)) RETURNING inbox_id, event_id, pdu
+"""
+_LIST_UNSIGNED = "SELECT DISTINCT room_id FROM rooms.inbox WHERE state = 'unsigned' AND named_at <= now() LIMIT $1"
+# Named again by who has asked, and by the sweeper where that one has died.
+_NOTE_ASKED = """
+UPDATE rooms.inbox i SET pdu = w.pdu, state = 'new', policy_asked = true, named_at = now()
+FROM unnest($1::bigint[], $2::bytea[]) AS w (inbox_id, pdu) WHERE i.inbox_id = w.inbox_id AND i.state = 'unsigned'
 """
 
 _COUNT = "SELECT count(*) FROM (SELECT FROM rooms.inbox WHERE room_id = $1 LIMIT $2) AS lying"
@@ -85,10 +100,19 @@ class InboxRow(NamedTuple):
     origin: ServerName
     event_id: EventId
     pdu: bytes
-    state: str  # new, parked or staged; dead ones are never loaded
+    state: str  # new, parked, unsigned or staged; dead ones are never loaded
     outlier: bool
     state_before: bytes | None = None
     below: int | None = None
+    policy_asked: bool = False  # the room's policy server has been asked for a signature
+
+
+class UnsignedRow(NamedTuple):
+    """A PDU about which the room's policy server is to be asked."""
+
+    inbox_id: int
+    event_id: EventId
+    pdu: bytes
 
 
 class MissingEvent(NamedTuple):
@@ -154,3 +178,18 @@ async def count(tx: Transaction, room_id: RoomId, limit: int) -> int:
 async def list_missing(tx: Transaction, room_id: RoomId, limit: int) -> list[MissingEvent]:
     """The events that parked PDUs of a room wait for, those of the oldest first."""
     return [MissingEvent(*row) for row in await tx.fetch(_LIST_MISSING, room_id, limit)]
+
+
+async def claim_unsigned(tx: Transaction, room_id: RoomId, lease_seconds: float, limit: int) -> list[UnsignedRow]:
+    """PDUs of a room that its policy server is to be asked about; nobody else gets them for so long."""
+    return [UnsignedRow(*row) for row in await tx.fetch(_CLAIM_UNSIGNED, room_id, lease_seconds, limit)]
+
+
+async def list_unsigned_rooms(tx: Transaction, limit: int) -> list[RoomId]:
+    """Rooms with PDUs that their policy servers are to be asked about, and that nobody has claimed."""
+    return [RoomId(row[0]) for row in await tx.fetch(_LIST_UNSIGNED, limit)]
+
+
+async def note_asked(tx: Transaction, pdus: Mapping[int, bytes]) -> None:
+    """Policy servers have been asked: row -> the PDU, with their signature if they gave one."""
+    await tx.execute(_NOTE_ASKED, list(pdus), list(pdus.values()))

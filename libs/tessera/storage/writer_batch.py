@@ -353,6 +353,11 @@ SECTIONS: Final[dict[str, _Section]] = {
         "partition integer, inbox_id bigint",
         "UPDATE rooms.inbox t SET state = 'parked' FROM {rows} AND t.inbox_id = r.inbox_id",
     ),
+    # federation_in asks the room's policy server, and names the row again.
+    "inbox_unsigned": _Section(
+        "partition integer, inbox_id bigint",
+        "UPDATE rooms.inbox t SET state = 'unsigned', named_at = now() FROM {rows} AND t.inbox_id = r.inbox_id",
+    ),
     # It is out of the way, and waits for nothing.
     "inbox_dead": _Section(
         "partition integer, inbox_id bigint",

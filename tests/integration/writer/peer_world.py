@@ -39,7 +39,8 @@ class FakePeers:
     """In place of the client: other servers, whose answers a test writes.
 
     Attributes:
-        answers: (server, beginning of the path) -> what it answers to a query or body.
+        answers: (server, beginning of the path) -> what it answers to a query or body; paths of federation/v1 without
+            that, others whole.
         asked: (server, path, query or body) of every request.
     """
 
@@ -55,7 +56,8 @@ class FakePeers:
     def _answer(self, server: str, path: str, said: Mapping[str, Any]) -> Any:
         self.asked.append((server, path, said))
         for (name, start), answer in self.answers.items():
-            if name == server and path.startswith(f"/_matrix/federation/v1/{start}"):
+            whole = start if start.startswith("/") else f"/_matrix/federation/v1/{start}"
+            if name == server and path.startswith(whole):
                 return answer({**dict(said), "path": path})
         if any(name == server for name, _ in self.answers):
             raise PeerRefused(404, "M_NOT_FOUND", "nothing")
@@ -157,10 +159,11 @@ async def peer_world(world: World, accounts: Database, **overrides: Any) -> Asyn
         )
         transport = httpx.ASGITransport(app)
         client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="https://here.org"))
-        running = asyncio.create_task(intake.fetcher.run(intake.naming))
+        running = [asyncio.create_task(one.run(intake.naming)) for one in (intake.fetcher, intake.checks)]
         yield PeerWorld(world, deps, intake, client, peers)
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 async def know_keys(accounts: Database, server: ServerName, key: SigningKey, until: int = FOR_EVER) -> None:

@@ -54,6 +54,9 @@ async def test_an_event_behind_a_gap_starts_a_new_stretch(world: World, version:
         await deliver_behind_gap(room, event)
         row = await room.row(event)
         assert (row["rejected"], row["soft_failed"], row["sub"]) == (None, None, 0)
+        records = [one for many in (await world.stored_records()).values() for one in many]
+        gaps = [one for one in records if one.kind is RecordKind.GAP]
+        assert [(one.room_id, one.position) for one in gaps] == [(room.room_id, row["anchor"] - 1)]
         assert await room.extremities() == {old, event.event_id}
         # What was missed counts in current state, as far as states tell it.
         assert await room.current() == room.before([old, event.event_id])
@@ -164,4 +167,7 @@ async def test_a_redaction_that_is_here_meets_its_target_in_history(world: World
         row = await room.row(target)
         assert (row["redacted_by"], row["sub"]) == (redaction.event_id, -1)
         assert b"secret" not in row["pdu"]
-        assert all(r.kind is not RecordKind.GAP for rs in (await world.stored_records()).values() for r in rs)
+        # The gap is told of once, and what fills it by no record.
+        kinds = [record.kind for records in (await world.stored_records()).values() for record in records]
+        assert kinds.count(RecordKind.GAP) == 1
+        assert kinds[kinds.index(RecordKind.GAP) + 1] is RecordKind.EVENT
