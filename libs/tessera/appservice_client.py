@@ -71,11 +71,11 @@ class AppServiceClient:
         status, retry_after = 0, 0.0
         for path in self._paths(service, f"{_APP}/transactions/", "/transactions/"):
             url = _url(service, path + quote(txn_id, safe=""))
-            status, retry_after, _ = await self._call("PUT", service, url, body, SEND_SECONDS, MAX_TAKEN_BYTES)
+            status, retry_after, answer = await self._call("PUT", service, url, body, SEND_SECONDS, MAX_TAKEN_BYTES)
             if 200 <= status < 300:
                 self._note(service, is_legacy=not path.startswith(_APP))
                 return
-            if status not in UNKNOWN_PATH:
+            if not _is_unknown_path(status, answer):
                 break
         raise AppServiceFailed(f"status {status}", status, retry_after)
 
@@ -105,17 +105,23 @@ class AppServiceClient:
                     return orjson.loads(answer)
                 except orjson.JSONDecodeError as error:
                     raise AppServiceFailed("the answer is no JSON") from error
-            if status not in UNKNOWN_PATH:
+            if status == 404:
+                if not _is_unknown_path(status, answer):
+                    return None
+            elif status not in UNKNOWN_PATH:
                 raise AppServiceFailed(f"status {status}", status)
         return None
 
     async def _knows(self, service: Registration, path: str, name: str) -> bool:
         for begin in self._paths(service, _APP + path, path):
             url = _url(service, begin + quote(name, safe=""))
-            status, _, _ = await self._call("GET", service, url, None, ASK_SECONDS, MAX_TAKEN_BYTES)
+            status, _, answer = await self._call("GET", service, url, None, ASK_SECONDS, MAX_TAKEN_BYTES)
             if 200 <= status < 300:
                 return True
-            if status not in UNKNOWN_PATH:
+            if status == 404:
+                if not _is_unknown_path(status, answer):
+                    return False
+            elif status not in UNKNOWN_PATH:
                 raise AppServiceFailed(f"status {status}", status)
         return False
 
@@ -174,6 +180,17 @@ def _url(service: Registration, path: str) -> URL:
         return URL(service.url + path, encoded=True)
     except ValueError as error:
         raise AppServiceFailed("no URL") from error
+
+
+def _is_unknown_path(status: int, answer: bytes) -> bool:
+    """Whether a service does not know a path; a 404 in JSON with no or another error code says that it does."""
+    if status != 404:
+        return status in UNKNOWN_PATH
+    try:
+        error = orjson.loads(answer)
+    except orjson.JSONDecodeError:
+        return True
+    return not isinstance(error, dict) or error.get("errcode") == "M_UNRECOGNIZED"
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float:

@@ -3,12 +3,12 @@
 Spec: none; DESIGN.md sections 2, 3 and 5.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Protocol
 
-from matrixcore.identifiers import EventId, RoomId, ServerName, UserId
+from matrixcore.identifiers import EventId, RoomAlias, RoomId, ServerName, UserId
 from tessera.clock import Clock
 from tessera.commands import (
     NEEDS_POLICY_SIGNATURE,
@@ -89,12 +89,26 @@ class PolicySigner(Protocol):
         """The PDU with the signature; as it is where none is needed any more. Raises MatrixError."""
 
 
+class NamesOnDemand(Protocol):
+    """Users and aliases that application services make when they are asked for."""
+
+    async def make_alias(self, alias: RoomAlias) -> bool:
+        """Let an alias lead somewhere that leads nowhere yet; whether it does now."""
+
+    def check_alias(self, alias: RoomAlias, service_id: str | None) -> None:
+        """Raise Exclusive unless an application service, or with None a person, may make and delete the alias."""
+
+    async def make_users(self, user_ids: Iterable[UserId]) -> None:
+        """Let those of the users be made that are unknown."""
+
+
 @dataclass(frozen=True, slots=True)
 class RoomChanges:
     """The way to the room writers and to the account store, which hears of moved memberships.
 
     Attributes:
         others: None where this server is the only one.
+        bridges: None where there are no application services.
         policy: None where other servers cannot be asked: then rooms with a policy server cannot be changed.
     """
 
@@ -106,6 +120,7 @@ class RoomChanges:
     ids: IdSource
     timeout_seconds: float = COMMAND_TIMEOUT_SECONDS
     others: OtherServers | None = None
+    bridges: NamesOnDemand | None = None
     policy: PolicySigner | None = None
 
     async def submit(

@@ -16,6 +16,7 @@ from tessera.federation.opening import Federation
 from tessera.federation.policy_servers import PolicyServers
 from tessera.http.limits import RateLimits
 from tessera.ids import IdSource
+from tessera.room_changes import NamesOnDemand
 from tessera.room_commands import RoomCommands
 from tessera.storage.database import Database
 from tessera.storage.shards import RoomShards
@@ -31,6 +32,7 @@ class FederationInDeps:
         commands: the way to the room writers, for commands whose outcome is waited for.
         bus: the topics themselves, for the names of inbox rows.
         federation: the client, the keyring and whom we federate with.
+        bridges: None where there are no application services.
     """
 
     settings: Settings
@@ -45,6 +47,7 @@ class FederationInDeps:
     limits: RateLimits
     federation: Federation
     signing_key: SigningKey
+    bridges: NamesOnDemand | None = None
 
     @property
     def policy_servers(self) -> PolicyServers:

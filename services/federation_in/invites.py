@@ -161,6 +161,8 @@ async def _require_whole(deps: FederationInDeps, event: Event, entries: Sequence
 
 
 async def _require_invitable(deps: FederationInDeps, invitee: UserId) -> None:
+    if deps.bridges is not None:
+        await deps.bridges.make_users([invitee])
     async with deps.accounts.reading() as tx:
         user = await users.find_user(tx, invitee)
         blocking = await invite_permissions.list_blocking(tx, [invitee])

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from matrixcore.identifiers import ServerName
 from services.federation_in.app import federation_routers, federation_routes, key_routers
@@ -11,11 +12,18 @@ from tessera.room_commands import RoomCommands
 from tessera.service import Service, Surroundings
 from tessera.storage.outcomes import ShardOutcomes
 
+if TYPE_CHECKING:
+    from tessera.appservice_client import AppServiceClient
+    from tessera.bridged_names import BridgedNames
+
+APPSERVICE_CONNECTIONS = 16
+
 
 @asynccontextmanager
 async def open_federation_in(around: Surroundings) -> AsyncIterator[Service]:
     """What other servers ask of this one; nothing but its keys where federation is off."""
     commands = RoomCommands(around.commands, around.fanout, ShardOutcomes(around.shards))
+    client, bridges = _bridges(around)
     deps = FederationInDeps(
         settings=around.settings,
         server_name=ServerName(around.settings.server_name),
@@ -29,6 +37,7 @@ async def open_federation_in(around: Surroundings) -> AsyncIterator[Service]:
         limits=around.limits,
         federation=around.require_federation(),
         signing_key=around.signing_key,
+        bridges=bridges,
     )
     await commands.start()
     try:
@@ -41,3 +50,18 @@ async def open_federation_in(around: Surroundings) -> AsyncIterator[Service]:
             )
     finally:
         await commands.stop()
+        if client is not None:
+            await client.close()
+
+
+def _bridges(around: Surroundings) -> "tuple[AppServiceClient | None, BridgedNames | None]":
+    """What asks application services for names; the HTTP client takes memory, so only where there are any."""
+    services = around.authenticator.appservices
+    if not services.reachable:
+        return None, None
+    from tessera.appservice_client import AppServiceClient
+    from tessera.bridged_names import BridgedNames
+
+    client = AppServiceClient(around.clock, connections=APPSERVICE_CONNECTIONS)
+    server_name = ServerName(around.settings.server_name)
+    return client, BridgedNames(services, client, around.accounts, around.clock, server_name)

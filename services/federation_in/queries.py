@@ -6,12 +6,13 @@ import orjson
 from fastapi import Query
 from starlette.responses import Response
 
-from matrixcore.identifiers import InvalidIdentifier, parse_room_alias, parse_user_id, server_of
-from services.federation_in.dependencies import FederationInDep
+from matrixcore.identifiers import InvalidIdentifier, RoomAlias, parse_room_alias, parse_user_id, server_of
+from services.federation_in.dependencies import FederationInDep, FederationInDeps
 from services.federation_in.routing import V1, CurrentPeer, peer_router
 from tessera.http.errors import InvalidParam, NotFound, Unrecognized
 from tessera.http.replies import json_reply
 from tessera.storage import aliases, profiles
+from tessera.storage.aliases import BoundAlias
 from tessera.storage.resident_rooms import list_joined_servers
 
 router = peer_router()
@@ -30,6 +31,8 @@ async def query_profile(
         raise InvalidParam(f"user_id: {error}") from None
     if server_of(parsed) != deps.server_name:
         raise InvalidParam("The user is not of this server")
+    if deps.bridges is not None:
+        await deps.bridges.make_users([parsed])
     async with deps.accounts.reading() as tx:
         found = (await profiles.list_profiles(tx, [parsed])).get(parsed)
     if found is None:
@@ -52,14 +55,22 @@ async def query_directory(_peer: CurrentPeer, deps: FederationInDep, room_alias:
         alias = parse_room_alias(room_alias)
     except InvalidIdentifier as error:
         raise InvalidParam(f"room_alias: {error}") from None
-    async with deps.accounts.reading() as tx:
-        bound = await aliases.find_alias(tx, alias) if server_of(alias) == deps.server_name else None
+    bound = await _find_alias(deps, alias)
+    if bound is None and deps.bridges is not None and await deps.bridges.make_alias(alias):
+        bound = await _find_alias(deps, alias)
     if bound is None:
         raise NotFound(f"Room alias {alias} not found")
     async with deps.shards.of_room(bound.room_id).reading() as tx:
         joined = await list_joined_servers(tx, bound.room_id)
     others = [server for server in joined if server != deps.server_name]
     return json_reply({"room_id": bound.room_id, "servers": [deps.server_name, *others][:MAX_SERVERS]})
+
+
+async def _find_alias(deps: FederationInDeps, alias: RoomAlias) -> BoundAlias | None:
+    if server_of(alias) != deps.server_name:
+        return None
+    async with deps.accounts.reading() as tx:
+        return await aliases.find_alias(tx, alias)
 
 
 @router.get(V1 + "/query/{query_type}")

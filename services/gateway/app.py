@@ -54,6 +54,7 @@ from services.gateway import (
 )
 from services.gateway import filter as filters
 from services.gateway.address_validation import AddressValidation
+from services.gateway.bridged_networks import BridgedNetworks
 from services.gateway.claimed_names import ClaimedNames
 from services.gateway.dependencies import GatewayDeps
 from services.gateway.login_attempts import LoginAttempts
@@ -68,6 +69,7 @@ from services.gateway.sessions import TokenLifetimes
 from services.gateway.telephone_delegate import TelephoneDelegate
 from services.gateway.uia import UserInteractiveAuth
 from services.gateway.uia_stages import build_stages
+from tessera.bridged_names import BridgedNames
 from tessera.clock import Clock
 from tessera.config import Settings
 from tessera.fanout import Fanout
@@ -176,7 +178,7 @@ def build_gateway(
     attempts = LoginAttempts(limits)
     changes = RoomChanges(commands, shards, accounts, fanout, clock, ids)
 
-    calls, policies = OutgoingCalls.of(settings), Policies.of(settings)
+    calls, policies = OutgoingCalls.of(settings, clock), Policies.of(settings)
     mailer = None if settings.email is None else Mailer(settings.email, server_name, clock, ids)
     addresses = AddressValidation(settings, accounts, clock, ids, limits, mailer)
     telephones = TelephoneDelegate(calls.trusted, settings.account_threepid_delegates.msisdn, limits)
@@ -211,6 +213,8 @@ def build_gateway(
         receipts=ReceiptBatches(changes),
         claims=claims or authenticator.appservices,
         profile_lookups=GatheredLookups(find_profiles),
+        networks=BridgedNetworks(authenticator.appservices, calls.appservices, clock),
+        bridges=BridgedNames(authenticator.appservices, calls.appservices, accounts, clock, server_name),
     )
 
 

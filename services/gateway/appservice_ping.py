@@ -11,6 +11,7 @@ from services.gateway.routing import client_router
 from tessera.http.errors import Forbidden, MatrixError
 from tessera.http.json_calls import CallFailed
 from tessera.http.replies import json_reply
+from tessera.storage import appservice_queue
 
 v1_router = client_router()
 
@@ -41,4 +42,7 @@ async def ping_appservice(service_id: str, request: Request, body: OptionalJsonO
             status=502,
             fields={"status": status, "body": str(answer)[:1_000]},
         )
+    # It can be reached: whatever waits for it is tried now.
+    async with gateway.accounts.reading() as tx:
+        await appservice_queue.reset(tx, service_id)
     return json_reply({"duration_ms": round((gateway.clock.monotonic() - begun) * 1000)})

@@ -11,6 +11,7 @@ from services.gateway.new_room import InvalidRoomRequest, parse_new_room
 from services.gateway.optional_body import OptionalJsonObject
 from services.gateway.room_access import refuse_guest
 from services.gateway.room_changes import session_of
+from services.gateway.room_directory import check_owner
 from services.gateway.routing import CurrentRequester, client_router
 from services.gateway.third_party_invites import invite_addresses, parse_address_invites
 from tessera.http.errors import BadJson, InvalidParam, MatrixError, UnsupportedRoomVersion
@@ -29,6 +30,8 @@ async def create_room(body: OptionalJsonObject, requester: CurrentRequester, gat
     rules = _rules_of(body, gateway.settings.default_room_version)
     try:
         room = parse_new_room(body, requester.user_id, rules, _alias_of(body, gateway.server_name))
+        if room.alias is not None:
+            check_owner(gateway.rooms, room.alias, requester)
         if room.invitees:
             gateway.limits.check("rc_invites.per_issuer", requester.user_id, count=len(room.invitees))
         session = session_of(requester)

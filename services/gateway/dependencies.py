@@ -9,6 +9,7 @@ from starlette.requests import Request
 from matrixcore.identifiers import ServerName, UserId
 from matrixcore.signing import SigningKey
 from services.gateway.address_validation import AddressValidation
+from services.gateway.bridged_networks import BridgedNetworks
 from services.gateway.claimed_names import ClaimedNames
 from services.gateway.directory_rules import DirectoryRules
 from services.gateway.login_attempts import LoginAttempts
@@ -25,6 +26,7 @@ from services.gateway.sessions import TokenLifetimes
 from services.gateway.spaces_elsewhere import SpacesElsewhere
 from services.gateway.telephone_delegate import TelephoneDelegate
 from services.gateway.uia import UserInteractiveAuth
+from tessera.bridged_names import BridgedNames
 from tessera.clock import Clock
 from tessera.config import Settings
 from tessera.fanout import Fanout
@@ -56,7 +58,9 @@ class GatewayDeps:
         policies: documents that whoever registers accepts.
         calls: of other services, to be closed at the end.
         claims: names that may not be registered, since application services own them.
+        networks: what application services bridge.
         receipts: its `run` belongs to the process's TaskGroup.
+        bridges: asks application services for names; None where a test has none.
         peers: asks other servers; None where a test has none.
         backfiller: fetches history from them; None as before.
         spaces: asks them about rooms that are not here; None as before.
@@ -86,6 +90,8 @@ class GatewayDeps:
     receipts: ReceiptBatches
     claims: ClaimedNames
     profile_lookups: GatheredLookups[UserId, Profile]
+    networks: BridgedNetworks
+    bridges: BridgedNames | None = None
     elsewhere: RoomsElsewhere | None = None
     peers: FederationClient | None = None
     backfiller: Backfiller | None = None
@@ -109,6 +115,7 @@ class GatewayDeps:
             self.clock,
             self.ids,
             others=self.elsewhere,
+            bridges=self.bridges,
             policy=None if self.peers is None else PolicyServers(self.peers, self.shards),
         )
 

@@ -8,7 +8,7 @@ from services.gateway.directory_rules import DirectoryRules
 from services.gateway.path_identifiers import alias_of, room_id_of
 from services.gateway.room_access import is_world_readable, require_view
 from services.gateway.room_changes import session_of
-from services.gateway.room_directory import create_alias, delete_alias, resolve_alias
+from services.gateway.room_directory import check_owner, create_alias, delete_alias, resolve_alias
 from services.gateway.routing import CurrentRequester, JsonObject, client_router
 from tessera.http.errors import Forbidden, InvalidParam
 from tessera.http.replies import json_reply
@@ -30,6 +30,7 @@ async def set_room_alias(
         room_id = parse_room_id(body.get("room_id"))
     except InvalidIdentifier as error:
         raise InvalidParam(f"room_id: {error}") from error
+    check_owner(gateway.rooms, alias, requester)
     rules = DirectoryRules.of(gateway.settings)
     await create_alias(gateway.rooms, gateway.server_name, alias, room_id, requester.user_id, rules)
     return json_reply({})
@@ -52,7 +53,9 @@ async def get_room_id_by_alias(room_alias: str, gateway: GatewayDep) -> Response
 @router.delete("/directory/room/{room_alias}")
 async def delete_room_alias(room_alias: str, requester: CurrentRequester, gateway: GatewayDep) -> Response:
     """Release an alias."""
-    await delete_alias(gateway.rooms, gateway.server_name, alias_of(room_alias), session_of(requester))
+    alias = alias_of(room_alias)
+    check_owner(gateway.rooms, alias, requester)
+    await delete_alias(gateway.rooms, gateway.server_name, alias, session_of(requester))
     return json_reply({})
 
 

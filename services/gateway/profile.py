@@ -165,6 +165,9 @@ async def find_local_profile(gateway: GatewayDeps, user_id: str) -> Profile:
     if server_of(parsed) != gateway.server_name:
         raise NotFound("The user is not known to this server")
     profile = await gateway.profile_lookups.find(parsed)
+    if profile is None and gateway.bridges is not None:
+        await gateway.bridges.make_users([parsed])
+        profile = await gateway.profile_lookups.find(parsed)
     if profile is None:
         raise NotFound("There is no such user")
     return profile

@@ -52,6 +52,8 @@ class RoomMaker:
         elsewhere = [invitee for invitee in room.invitees if server_of(invitee) != self.server_name]
         if elsewhere and self.changes.others is None:
             raise MatrixError(f"The server of {elsewhere[0]} cannot be reached", errcode="M_NOT_FOUND", status=404)
+        if self.changes.bridges is not None:
+            await self.changes.bridges.make_users(room.invitees)
         profiles = await load_invitees(self.changes.accounts, room.invitees, also=room.creator)
         # Others' servers sign their invites before these are events: they follow when the room is there.
         events = first_events(room, profiles, later=elsewhere)

@@ -16,6 +16,7 @@ from services.gateway.directory_rules import DirectoryRules
 from services.gateway.room_access import RoomView, require_joined
 from services.gateway.room_changes import RoomChanges, Session
 from tessera.commands import NewEvent
+from tessera.http.authentication import Requester
 from tessera.http.errors import Forbidden, InvalidParam, MatrixError, NotFound
 from tessera.room_summaries import refresh_summaries
 from tessera.storage import aliases, directory
@@ -30,16 +31,31 @@ MAX_ALT_ALIASES = 100
 
 
 async def resolve_alias(changes: RoomChanges, server_name: ServerName, alias: RoomAlias) -> BoundAlias:
-    """Where an alias leads.
+    """Where an alias leads; an application service may make a room for one of its own.
 
     Raises:
         NotFound: nowhere, or it belongs to a server that cannot be asked.
+        MatrixError: 408, its application service does not answer.
     """
-    if server_of(alias) == server_name:
-        async with changes.accounts.reading() as tx:
-            if (bound := await aliases.find_alias(tx, alias)) is not None:
-                return bound
-    raise NotFound(f"Room alias {alias} not found")
+    bound = await _find_alias(changes, server_name, alias)
+    if bound is None and changes.bridges is not None and await changes.bridges.make_alias(alias):
+        bound = await _find_alias(changes, server_name, alias)
+    if bound is None:
+        raise NotFound(f"Room alias {alias} not found")
+    return bound
+
+
+async def _find_alias(changes: RoomChanges, server_name: ServerName, alias: RoomAlias) -> BoundAlias | None:
+    if server_of(alias) != server_name:
+        return None
+    async with changes.accounts.reading() as tx:
+        return await aliases.find_alias(tx, alias)
+
+
+def check_owner(changes: RoomChanges, alias: RoomAlias, requester: Requester) -> None:
+    """Raise Exclusive where an alias belongs to an application service, and another one or a person asks."""
+    if changes.bridges is not None:
+        changes.bridges.check_alias(alias, requester.appservice_id)
 
 
 async def create_alias(
@@ -76,7 +92,9 @@ async def delete_alias(changes: RoomChanges, server_name: ServerName, alias: Roo
         NotFound: there is no such alias here.
         Forbidden
     """
-    bound = await resolve_alias(changes, server_name, alias)
+    bound = await _find_alias(changes, server_name, alias)
+    if bound is None:
+        raise NotFound(f"Room alias {alias} not found")
     async with changes.shards.of_room(bound.room_id).reading() as tx:
         if bound.creator != session.user_id:
             view = await require_joined(tx, bound.room_id, session.user_id)

@@ -89,6 +89,8 @@ async def invite_user(
         return await _invite_elsewhere(changes, session, room_id, target, extra)
     if target == session.user_id:
         raise Forbidden("You cannot invite yourself")
+    if changes.bridges is not None:
+        await changes.bridges.make_users([target])
     profile = (await load_invitees(changes.accounts, [target])).get(target)
     shown = {} if profile is None else profile.content("invite")
     content = {**shown, **extra, "membership": "invite"}

@@ -9,6 +9,7 @@ import pytest
 from room_clients import TokenIsTheUser
 from seeded_rooms import KEY, SERVER, SeededRoom
 
+from services.gateway.bridged_networks import BridgedNetworks
 from services.gateway.receipt_batches import ReceiptBatches
 from services.gateway.room_changes import RoomChanges
 from services.gateway.room_creation import RoomMaker
@@ -16,6 +17,8 @@ from services.gateway.room_routes import HOT_ROUTES, room_routers
 from services.rooms.ownership import Owner
 from services.rooms.room_work import Signer
 from services.rooms.shard_writer import ShardWriter
+from tessera.appservice_client import AppServiceClient
+from tessera.appservices import AppServices
 from tessera.bus import LocalCommandBus, LocalRecordBus
 from tessera.clock import FakeClock, SystemClock
 from tessera.config import Settings
@@ -57,6 +60,7 @@ def gateway(accounts: Database, shards: RoomShards, clock: FakeClock) -> SimpleN
         rooms=changes,
         room_maker=RoomMaker(changes, SERVER, KEY),
         backfiller=None,
+        networks=BridgedNetworks(AppServices(), AppServiceClient(clock, connections=1), clock),
         elsewhere=None,
         spaces=None,
     )
