@@ -21,7 +21,7 @@ LONG := tests/interop/synapse
 
 test: check $(JS)
 	@$(BIN)/python -m tests.surroundings
-	$(PYTEST) tests/unit tests/integration -n 2 --dist loadfile
+	$(PYTEST) tests/unit tests/integration tests/hostile -n 2 --dist loadfile
 	$(PYTEST) tests/simulation -n 2
 	$(PYTEST) tests/interop -k 'not (js and cluster)' $(LONG:%=--ignore=%)  # those take minutes: make test-interop
 	$(MAKE) --no-print-directory chaos-short
@@ -36,7 +36,7 @@ test-unit: $(DEVELOPMENT)
 	$(PYTEST) tests/unit -n 2
 
 test-integration: $(DEVELOPMENT)
-	$(PYTEST) tests/integration -n 2 --dist loadfile
+	$(PYTEST) tests/integration tests/hostile -n 2 --dist loadfile
 
 # A Synapse to federate with, outside our lock; tests make it themselves when they need it first.
 synapse: $(DEVELOPMENT)
