@@ -10,9 +10,10 @@ from starlette.responses import Response
 from services.gateway.dependencies import GatewayDep
 from services.gateway.registration import optional_flag, optional_text
 from services.gateway.routing import CurrentRequester, JsonObject, client_router
-from tessera.http.errors import BadJson, InvalidParam, MissingParam
+from services.gateway.threepid_addresses import EMAIL_MEDIUM, canonical_email
+from tessera.http.errors import BadJson, InvalidParam, MatrixError, MissingParam
 from tessera.http.replies import json_reply
-from tessera.storage import pushers
+from tessera.storage import pushers, threepids
 from tessera.storage.pushers import Pusher
 
 router = client_router()
@@ -46,6 +47,11 @@ async def post_pusher(body: JsonObject, requester: CurrentRequester, gateway: Ga
         return json_reply({})
     pusher, append = parse_pusher(body), optional_flag(body, "append")
     async with gateway.accounts.transaction() as tx:
+        if (
+            pusher.kind == EMAIL_MEDIUM
+            and await threepids.find_owner(tx, EMAIL_MEDIUM, pusher.pushkey) != requester.user_id
+        ):
+            raise MatrixError("This is no address of yours", errcode="M_THREEPID_NOT_FOUND", status=400)
         await pushers.set_pusher(
             tx,
             requester.user_id,
@@ -77,7 +83,9 @@ def parse_pusher(body: Mapping[str, Any]) -> Pusher:
         raise MissingParam("data is missing")
     if not isinstance(data, Mapping):
         raise BadJson("data must be an object")
-    if kind == "http":
+    if kind == EMAIL_MEDIUM:
+        pushkey = canonical_email(pushkey)
+    else:
         _check_url(data.get("url"))
     encoded = orjson.dumps(data)
     if len(encoded) > MAX_DATA_BYTES:

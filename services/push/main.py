@@ -5,10 +5,12 @@ from contextlib import asynccontextmanager
 
 from matrixcore.identifiers import ServerName
 from services.push.badges import BadgeCounter
+from services.push.mails import MailSettings
 from services.push.queueing import CONSUMER, PushStep
 from services.push.sending import PARALLEL, PushSender
 from tessera.consumer_beginnings import begin_at_the_heads
 from tessera.consumer_leases import ConsumerLeases
+from tessera.mailing import Mailer
 from tessera.record_consumer import RecordConsumer
 from tessera.service import Service, Surroundings
 
@@ -27,11 +29,20 @@ async def open_push(around: Surroundings) -> AsyncIterator[Service]:
         blocked=settings.ip_range_blocklist, allowed=settings.ip_range_allowlist, connections=2 * PARALLEL
     )
     badges = BadgeCounter(around.accounts, around.shards, settings.push.group_unread_count_by_room)
+    mails = _mails_of(around)
     sender = PushSender(
-        around.accounts, around.shards, around.clock, around.ids, client, badges, settings.push.include_content
+        around.accounts, around.shards, around.clock, around.ids, client, badges, settings.push.include_content, mails
     )
     jitter = (settings.push.jitter_delay or 0) / 1_000
-    step = PushStep(around.accounts, around.shards, around.clock, ServerName(settings.server_name), jitter, sender.wake)
+    step = PushStep(
+        around.accounts,
+        around.shards,
+        around.clock,
+        ServerName(settings.server_name),
+        jitter,
+        sender.wake,
+        None if mails is None else mails.delay_seconds,
+    )
     await begin_at_the_heads(around.accounts, around.shards, CONSUMER)
     consumer = RecordConsumer(CONSUMER, step, around.records, around.accounts, around.shards, around.clock)
     checks = {f"consumer {CONSUMER}": consumer.check}
@@ -48,3 +59,12 @@ async def open_push(around: Surroundings) -> AsyncIterator[Service]:
         )
     finally:
         await client.close()
+
+
+def _mails_of(around: Surroundings) -> MailSettings | None:
+    """How mails about messages are sent; None unless the operator wants them."""
+    email = around.settings.email
+    if email is None or not email.enable_notifs:
+        return None
+    mailer = Mailer(email, around.settings.server_name, around.clock, around.ids)
+    return MailSettings(mailer, email, around.settings.push.include_content)

@@ -27,6 +27,7 @@ class PushStep:
 
     Attributes:
         wake: called when something was queued.
+        mail_delay_seconds: before a mail; None where the operator sends none.
     """
 
     accounts: Database
@@ -35,6 +36,11 @@ class PushStep:
     server_name: ServerName
     jitter_seconds: float
     wake: Callable[[], None]
+    mail_delay_seconds: float | None = None
+
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        return push_queue.KINDS if self.mail_delay_seconds is None else (*push_queue.KINDS, "email")
 
     def concerns(self, record: LogRecord) -> bool:
         """Events, as long as they are not redacted."""
@@ -76,7 +82,13 @@ class PushStep:
     async def apply(self, tx: Transaction, records: Sequence[LogRecord], prepared: object) -> AfterCommit | None:
         """Queue what was found; with the cursor, so that nothing is queued twice."""
         notices = cast("list[Notice]", prepared)
-        await push_queue.add_notices(tx, notices, jitter_seconds=self.jitter_seconds)
+        await push_queue.add_notices(
+            tx,
+            notices,
+            jitter_seconds=self.jitter_seconds,
+            mail_delay_seconds=self.mail_delay_seconds or 0.0,
+            kinds=self._kinds,
+        )
 
         async def wake() -> None:
             self.wake()
@@ -91,11 +103,12 @@ class PushStep:
             (loud if evaluating.may_notify_by_default(one) else quiet).append(one)
         invitees = {user for one in loud if (user := evaluating.invitee_of(one, self.server_name)) is not None}
         rooms = list(dict.fromkeys(one.record.room_id for one in loud))
+        kinds = self._kinds
         quiet_rooms = list(dict.fromkeys(one.record.room_id for one in quiet))
         async with self.accounts.reading() as tx:
-            members = await push_queue.list_members_with_pushers(tx, rooms) if rooms else []
-            ruled = await push_queue.list_members_with_pushers(tx, quiet_rooms, with_rules_only=True)
-            invited = await push_queue.list_users_with_pushers(tx, sorted(invitees)) if invitees else {}
+            members = await push_queue.list_members_with_pushers(tx, rooms, kinds=kinds) if rooms else []
+            ruled = await push_queue.list_members_with_pushers(tx, quiet_rooms, with_rules_only=True, kinds=kinds)
+            invited = await push_queue.list_users_with_pushers(tx, sorted(invitees), kinds=kinds) if invitees else {}
         return [
             *evaluating.pair_up(loud, members, invited, self.server_name),
             *evaluating.pair_up(quiet, ruled, {}, self.server_name),

@@ -17,8 +17,11 @@ from services.push import metrics
 from services.push.badges import Badge, BadgeCounter
 from services.push.evaluating import display_name_of
 from services.push.gateway_client import GatewayClient, GatewayFailed
+from services.push.mails import MailSettings, compose_mail
 from tessera.clock import Clock
+from tessera.http.errors import Unavailable
 from tessera.ids import IdSource
+from tessera.mailing import MailNotSent
 from tessera.storage import push_queue
 from tessera.storage.database import Database, DatabaseUnavailable
 from tessera.storage.push_details import PushDetails, list_details
@@ -34,6 +37,7 @@ NOTIFICATIONS = 20  # of one pusher at once
 WORK_SECONDS = 40.0  # on one pusher; less than the time for which it is claimed
 FIRST_RETRY_SECONDS = 1.0
 MAX_RETRY_SECONDS = 3_600.0
+FIRST_MAIL_RETRY_SECONDS = 60.0
 
 Details = Mapping[tuple[RoomId, EventId], PushDetails]
 
@@ -44,6 +48,7 @@ class PushSender:
 
     Attributes:
         include_content: whether gateways are told what was said.
+        mails: how mails are sent; None where the operator sends none.
     """
 
     accounts: Database
@@ -53,6 +58,7 @@ class PushSender:
     client: GatewayClient
     badges: BadgeCounter
     include_content: bool
+    mails: MailSettings | None = None
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
 
     def wake(self) -> None:
@@ -93,7 +99,31 @@ class PushSender:
             with suppress(DatabaseUnavailable):
                 await self._retry(pusher, 0.0)
 
+    async def _mail(self, pusher: DuePusher) -> None:
+        """One mail about all that is unread of what has gathered; none where the operator has none any more."""
+        async with self.accounts.reading() as tx:
+            queued = await push_queue.list_queued(tx, pusher.key, push_queue.MAX_QUEUED)
+        details = await self._details(queued)
+        badge = await self.badges.count(pusher.key.user_id)
+        found = (details.get((one.room_id, one.event_id)) for one in queued)
+        unread = [one for one in found if one is not None and not one.redacted and not _is_read(one, badge)]
+        if unread and self.mails is not None:
+            try:
+                await self.mails.mailer.send(compose_mail(self.mails, pusher.key.pushkey, pusher.key.user_id, unread))
+            except (MailNotSent, Unavailable) as error:
+                metrics.PUSHES.labels("failed").inc()
+                log.info("mail about messages not sent", attempts=pusher.attempts + 1, error=str(error))
+                await self._retry(pusher, FIRST_MAIL_RETRY_SECONDS)
+                return
+            metrics.PUSHES.labels("sent").inc()
+        async with self.accounts.transaction() as tx:
+            await push_queue.delete_queued(tx, [one.queue_id for one in queued])
+            await push_queue.finish_mail(tx, pusher, mailed=bool(unread))
+
     async def _serve(self, pusher: DuePusher) -> None:
+        if pusher.kind == "email":
+            await self._mail(pusher)
+            return
         deadline = self.clock.monotonic() + WORK_SECONDS
         async with self.accounts.reading() as tx:
             queued = await push_queue.list_queued(tx, pusher.key, NOTIFICATIONS)

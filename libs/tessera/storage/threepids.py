@@ -56,7 +56,11 @@ WHERE accounts.threepids.user_id = EXCLUDED.user_id
 RETURNING 1
 """
 
-_DELETE = "DELETE FROM accounts.threepids WHERE medium = $1 AND address = $2 AND user_id = $3 RETURNING 1"
+# Mails about messages go to nobody's address but the user's own.
+_DELETE = """
+WITH pushers AS (DELETE FROM accounts.pushers WHERE user_id = $3 AND kind = $1 AND pushkey = $2)
+DELETE FROM accounts.threepids WHERE medium = $1 AND address = $2 AND user_id = $3 RETURNING 1
+"""
 
 _DELETE_ALL = "DELETE FROM accounts.threepids WHERE user_id = $1"
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from gateway_server import Server, Session
 
-from tessera.storage import account_data, user_log
+from matrixcore.identifiers import UserId
+from tessera.storage import account_data, threepids, user_log
 from tessera.storage.user_log import UserLogKind
 
 ALICE = "@alice:test.example"
@@ -240,3 +241,17 @@ async def test_one_session_switches_the_pusher_of_another(server: Server, alice:
     assert (await alice.get("/pushers")).json()["pushers"][0][ENABLED] is True
     wrong = await alice.post("/pushers/set", {**PUSHER, ENABLED: "no"})
     assert (wrong.status_code, wrong.json()["errcode"]) == (400, "M_BAD_JSON")
+
+
+async def test_mails_go_to_an_address_of_the_account_alone(server: Server, alice: Session) -> None:
+    wanted = {**PUSHER, "kind": "email", "app_id": "m.email", "pushkey": "Alice@Example.org", "data": {}}
+    refused = await alice.post("/pushers/set", wanted)
+    assert (refused.status_code, refused.json()["errcode"]) == (400, "M_THREEPID_NOT_FOUND")
+    assert (await alice.post("/pushers/set", {**wanted, "pushkey": "nobody"})).json()["errcode"] == "M_INVALID_PARAM"
+    async with server.accounts.transaction() as tx:
+        await threepids.add_threepid(tx, UserId(ALICE), "email", "alice@example.org", validated_ts=1, now_ms=1)
+    assert (await alice.post("/pushers/set", wanted)).json() == {}
+    assert [one["pushkey"] for one in (await alice.get("/pushers")).json()["pushers"]] == ["alice@example.org"]
+    async with server.accounts.transaction() as tx:
+        await threepids.delete_threepid(tx, UserId(ALICE), "email", "alice@example.org")
+    assert (await alice.get("/pushers")).json() == {"pushers": []}

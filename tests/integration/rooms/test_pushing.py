@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import Any
 
@@ -14,14 +14,17 @@ from seeded_rooms import ALICE, BEGINNING_MS, BOB, CAROL, ROOM, SERVER, SeededRo
 from matrixcore.identifiers import EventId, UserId
 from services.push.badges import BadgeCounter
 from services.push.gateway_client import GatewayClient
+from services.push.mails import MailSettings
 from services.push.queueing import CONSUMER, PushStep
 from services.push.sending import PushSender
 from tessera.bus import LocalRecordBus
 from tessera.clock import FakeClock
+from tessera.config.accounts import Email
 from tessera.consumer_beginnings import begin_at_the_heads
 from tessera.ids import IdSource
+from tessera.mailing import Mail, MailNotSent
 from tessera.record_consumer import RecordConsumer
-from tessera.storage import account_data, push_rules, pushers, read_positions, user_rooms
+from tessera.storage import account_data, push_queue, push_rules, pushers, read_positions, user_rooms
 from tessera.storage.database import Database
 from tessera.storage.pushers import Pusher
 from tessera.storage.read_positions import ReadPosition
@@ -83,12 +86,14 @@ class World:
         async with self.accounts.transaction() as tx:
             await user_rooms.apply_changes(tx, [change])
 
-    async def pusher(self, user_id: UserId, pushkey: str = "key", *, enabled: bool = True, **data: Any) -> None:
+    async def pusher(
+        self, user_id: UserId, pushkey: str = "key", *, kind: str = "http", enabled: bool = True, **data: Any
+    ) -> None:
         await self.accounts.execute(
             "INSERT INTO accounts.users (user_id, created_ts) VALUES ($1, 0) ON CONFLICT DO NOTHING", user_id
         )
         content = orjson.dumps({"url": self.gateway.url, **data})
-        made = Pusher("app", pushkey, "http", "App", "Phone", None, "en", content, enabled)
+        made = Pusher("app", pushkey, kind, "App", "Phone", None, "en", content, enabled)
         async with self.accounts.transaction() as tx:
             await pushers.set_pusher(tx, user_id, "D", made, append=True, now_ms=BEGINNING_MS)
 
@@ -365,3 +370,103 @@ async def test_what_comes_while_the_last_is_sent_is_not_forgotten(world: World, 
     assert await world.sender.serve_due() == 1
     assert [one["content"]["body"] for one in world.gateway.told] == ["one", "two"]
     assert await world.rows("push_due") == 0
+
+
+class MailBox:
+    """A mail server that keeps what it is given, or takes nothing."""
+
+    def __init__(self) -> None:
+        self.mails: list[Mail] = []
+        self.is_away = False
+
+    async def send(self, mail: Mail) -> None:
+        if self.is_away:
+            raise MailNotSent("away")
+        self.mails.append(mail)
+
+
+@pytest.fixture
+def mail_box(world: World) -> MailBox:
+    """The world with mail, which goes out after ten minutes."""
+    made = MailBox()
+    email = Email(notif_from="chat@here.org", app_name="Chat", client_base_url="https://chat.here.org")
+    world.sender.mails = MailSettings(made, email, include_content=True)
+    step = world.consumer.step
+    assert isinstance(step, PushStep)
+    world.consumer.step = replace(step, mail_delay_seconds=world.sender.mails.delay_seconds)
+    return made
+
+
+async def test_a_mail_gathers_what_is_unread_for_a_while(world: World, room: SeededRoom, mail_box: MailBox) -> None:
+    await room.add("m.room.name", ALICE, {"name": "Kitchen\r\nX: y"}, state_key="")
+    await world.pusher(ALICE, "alice@here.org", kind="email")
+    await room.message(BOB, "one")
+    await room.message(BOB, "<b>two</b>")
+    assert await world.push() == 0
+    seconds = await world.accounts.fetchval("SELECT extract(epoch FROM due_at - now()) FROM accounts.push_due")
+    assert 590 < seconds <= 600
+    await world.make_due()
+    assert await world.push() == 1
+    (mail,) = mail_box.mails
+    assert (mail.to, mail.subject) == ("alice@here.org", "[Chat] You have messages in Kitchen  X: y")
+    assert "Bob: one" in mail.text
+    assert "https://chat.here.org/#/room/!" in mail.text
+    assert "&lt;b&gt;two&lt;/b&gt;" in mail.html
+    assert (await world.rows("push_queue"), await world.rows("push_due")) == (0, 0)
+    # The next one has time.
+    await room.message(BOB, "three")
+    await world.push()
+    seconds = await world.accounts.fetchval("SELECT extract(epoch FROM due_at - now()) FROM accounts.push_due")
+    assert 3_500 < seconds <= 3_600
+
+
+async def test_what_was_read_before_the_mail_needs_none(world: World, room: SeededRoom, mail_box: MailBox) -> None:
+    await world.pusher(ALICE, "alice@here.org", kind="email")
+    read = await room.message(BOB, "one")
+    receipt = ReadPosition(ALICE, ROOM, "m.read", "", read.event_id, room.position, 0, 1)
+    async with world.accounts.transaction() as tx:
+        await read_positions.set_positions(tx, [receipt])
+    await world.consumer.catch_up()
+    await world.make_due()
+    assert await world.push() == 1
+    assert mail_box.mails == []
+    assert (await world.rows("push_queue"), await world.rows("push_due")) == (0, 0)
+
+
+async def test_a_mail_server_that_is_away_is_tried_again(world: World, room: SeededRoom, mail_box: MailBox) -> None:
+    await world.pusher(ALICE, "alice@here.org", kind="email")
+    await room.message(BOB, "one")
+    await world.consumer.catch_up()
+    mail_box.is_away = True
+    await world.make_due()
+    await world.push()
+    assert (await world.rows("push_queue"), await world.rows("push_due")) == (1, 1)
+    mail_box.is_away = False
+    await world.make_due()
+    await world.push()
+    assert len(mail_box.mails) == 1
+
+
+async def test_nothing_gathers_without_end_nor_where_there_is_no_mail(
+    world: World, room: SeededRoom, mail_box: MailBox
+) -> None:
+    await world.pusher(ALICE, "alice@here.org", kind="email")
+    for number in range(3):
+        await room.message(BOB, f"number {number}")
+        await world.consumer.catch_up()
+    assert await world.rows("push_queue") == 3
+    await world.accounts.execute("DELETE FROM accounts.push_queue")
+    await world.accounts.execute(
+        "INSERT INTO accounts.push_queue (user_id, app_id, pushkey, room_id, event_id, tweaks) "
+        "SELECT $1, 'app', 'alice@here.org', $2, '$' || n, '{}' FROM generate_series(1, $3) n",
+        ALICE,
+        ROOM,
+        push_queue.MAX_QUEUED,
+    )
+    await room.message(BOB, "too much")
+    await world.consumer.catch_up()
+    assert await world.rows("push_queue") == push_queue.MAX_QUEUED
+    world.sender.mails = None
+    await world.make_due()
+    await world.push()
+    assert (await world.rows("push_queue"), await world.rows("push_due"), mail_box.mails) == (0, 0, [])
