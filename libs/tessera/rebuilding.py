@@ -30,6 +30,21 @@ class Progress:
     changed: int  # lines that were wrong
 
 
+async def walk_rooms(
+    shards: RoomShards, partitions: Sequence[int]
+) -> AsyncIterator[tuple[int, Database, list[RoomId]]]:
+    """The rooms of partitions, a page after the other: (partition, its database, rooms)."""
+    for partition in partitions:
+        database, after = shards.of_partition(partition), ""
+        while True:
+            async with database.reading() as tx:
+                room_ids = await projection_sources.list_rooms_of_partition(tx, partition, after, PAGE)
+            if not room_ids:
+                break
+            yield partition, database, room_ids
+            after = room_ids[-1]
+
+
 @dataclass(frozen=True, slots=True)
 class Rebuilder:
     """Brings projections back to what the room shards say."""

@@ -10,10 +10,9 @@ from typing import Any
 import orjson
 
 from matrixcore.identifiers import RoomId, ServerName, UserId
-from tessera.rebuilding import PAGE, Progress
+from tessera.rebuilding import Progress, walk_rooms
 from tessera.storage import user_directory
 from tessera.storage.database import Database
-from tessera.storage.projection_sources import list_rooms_of_partition
 from tessera.storage.shards import RoomShards
 from tessera.storage.user_directory import DirectoryUser
 
@@ -55,18 +54,11 @@ class PeopleRebuilder:
 
     async def rebuild(self, partitions: Sequence[int]) -> AsyncIterator[Progress]:
         """One step a page of rooms."""
-        for partition in partitions:
-            database, after = self.shards.of_partition(partition), ""
-            while True:
-                async with database.reading() as tx:
-                    room_ids = await list_rooms_of_partition(tx, partition, after, PAGE)
-                if not room_ids:
-                    break
-                seen = 0
-                for room_id in room_ids:
-                    async for people in read_people(database, room_id, self.server_name):
-                        async with self.accounts.transaction() as tx:
-                            await user_directory.set_remote_users(tx, people)
-                        seen += len(people)
-                yield Progress(partition, len(room_ids), seen)
-                after = room_ids[-1]
+        async for partition, database, room_ids in walk_rooms(self.shards, partitions):
+            seen = 0
+            for room_id in room_ids:
+                async for people in read_people(database, room_id, self.server_name):
+                    async with self.accounts.transaction() as tx:
+                        await user_directory.set_remote_users(tx, people)
+                    seen += len(people)
+            yield Progress(partition, len(room_ids), seen)

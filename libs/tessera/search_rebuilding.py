@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import orjson
 
 from matrixcore.identifiers import RoomId
-from tessera.rebuilding import PAGE, Progress
+from tessera.rebuilding import Progress, walk_rooms
 from tessera.search_texts import SEARCHED_TYPES, searched_text
 from tessera.storage import search
 from tessera.storage.database import Database
-from tessera.storage.projection_sources import list_rooms_of_partition
 from tessera.storage.search import SearchSource, SearchText
 from tessera.storage.shards import RoomShards
 
@@ -26,18 +25,11 @@ class SearchRebuilder:
 
     async def rebuild(self, partitions: Sequence[int]) -> AsyncIterator[Progress]:
         """One step a page of rooms."""
-        for partition in partitions:
-            database, after = self.shards.of_partition(partition), ""
-            while True:
-                async with database.reading() as tx:
-                    room_ids = await list_rooms_of_partition(tx, partition, after, PAGE)
-                if not room_ids:
-                    break
-                changed = sum([await self._index_room(database, room_id) for room_id in room_ids])
-                async with database.transaction() as tx:
-                    changed += await search.delete_orphans(tx, room_ids)
-                yield Progress(partition, len(room_ids), changed)
-                after = room_ids[-1]
+        async for partition, database, room_ids in walk_rooms(self.shards, partitions):
+            changed = sum([await self._index_room(database, room_id) for room_id in room_ids])
+            async with database.transaction() as tx:
+                changed += await search.delete_orphans(tx, room_ids)
+            yield Progress(partition, len(room_ids), changed)
 
     async def _index_room(self, database: Database, room_id: RoomId) -> int:
         """Room by room, as one alone may have a million events; how many rows were wrong."""
