@@ -48,6 +48,7 @@ REFUSED: list[str] = [
     "/publicRooms?limit=abc",
     "/publicRooms?limit=-1",
     "/publicRooms?since=garbage",
+    *(f"/publicRooms?server={name}" for name in ("", "%20", "a%26b", "https://a.org", "a.org:port", GIANT)),
     f"/publicRooms?since=n{DIGITS}.!a:b",
     "/_matrix/client/v1/media/thumbnail/{server}/abc?width=-1&height=1e9",
     f"/_matrix/client/v1/media/thumbnail/{{server}}/abc?width={DIGITS}&height=1",
