@@ -12,7 +12,7 @@ from services.gateway.path_identifiers import point_of, room_id_of
 from services.gateway.room_access import require_view
 from services.gateway.routing import CurrentRequester, client_router
 from tessera.fanout import Subscriber
-from tessera.http.errors import Unrecognized
+from tessera.http.errors import NotFound
 from tessera.http.replies import json_reply
 from tessera.pagination_token import encode_page_token
 from tessera.records import OrderKey, PartitionBatch
@@ -37,7 +37,7 @@ async def peek_events(
     Without a room it would be the deprecated stream of all rooms, which this server does not have.
     """
     if room_id is None:
-        raise Unrecognized("The stream of all rooms is not here any more; ask /sync, or for one room by room_id")
+        raise NotFound("The stream of all rooms is not here any more; ask /sync, or for one room by room_id")
     room = room_id_of(room_id)
     shard = gateway.shards.of_room(room)
     woken = asyncio.Event()

@@ -135,7 +135,7 @@ async def test_peeking(alice: Device, bob: Device) -> None:
 
 
 async def test_the_stream_of_all_rooms_is_gone(alice: Device) -> None:
-    assert await alice.refused("GET", "/events", timeout=0) == (404, "M_UNRECOGNIZED")
+    assert await alice.refused("GET", "/events", timeout=0) == (404, "M_NOT_FOUND")
 
 
 _SHARED_FROM_JOIN = {
