@@ -27,8 +27,12 @@ async def list_public_rooms(
     since: str | None,
     search_term: str | None = None,
     room_types: Sequence[str | None] | None = None,
+    network: str | None = "",
 ) -> dict[str, Any]:
     """One page of the directory, as the answer of /publicRooms.
+
+    Args:
+        network: as `directory.list_published` takes it.
 
     Raises:
         InvalidParam: since is no token of this endpoint.
@@ -40,9 +44,15 @@ async def list_public_rooms(
         after, before = (place, None) if direction == "n" else (None, place)
     async with accounts.reading() as tx:
         rooms = await directory.list_published(
-            tx, search_term=search_term, room_types=room_types, after=after, before=before, limit=limit + 1
+            tx,
+            search_term=search_term,
+            room_types=room_types,
+            after=after,
+            before=before,
+            network=network,
+            limit=limit + 1,
         )
-        total = await directory.count_published(tx, search_term=search_term, room_types=room_types)
+        total = await directory.count_published(tx, search_term=search_term, room_types=room_types, network=network)
     more = len(rooms) > limit
     if more:
         rooms = rooms[1:] if before is not None else rooms[:limit]

@@ -7,6 +7,8 @@ from fastapi import Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from matrixcore.identifiers import InvalidIdentifier, parse_server_name
+from services.gateway.bridged_networks import instance_id
 from services.gateway.dependencies import GatewayDep, GatewayDeps
 from services.gateway.directory_rules import DirectoryRules
 from services.gateway.optional_body import OptionalJsonObject
@@ -17,6 +19,7 @@ from tessera.federation.errors import PeerError, PeerRefused
 from tessera.http.errors import BadJson, Forbidden, InvalidParam, MatrixError, NotFound
 from tessera.http.replies import json_reply
 from tessera.published_rooms import DEFAULT_LIMIT, list_public_rooms, parse_page, parse_search
+from tessera.room_summaries import refresh_summaries
 from tessera.storage import directory
 from tessera.storage.room_reads.summaries import list_outlines
 
@@ -25,6 +28,7 @@ router = client_router()
 PEER_PATH = "/_matrix/federation/v1/publicRooms"
 PEER_SECONDS = 20.0
 MAX_PEER_BYTES = 4 << 20
+MAX_NETWORK_LENGTH = 255
 
 
 @router.get("/directory/list/room/{room_id}")
@@ -83,27 +87,51 @@ async def query_public_rooms(
     limit, since = parse_page(body)
     search_term, room_types = parse_search(body.get("filter"))
     if server is not None and server != gateway.server_name:
-        _is_of_one_network(body)
+        parse_network(body)
         return json_reply(await _ask(gateway, server, body=body))
-    if _is_of_one_network(body):
-        return json_reply({"chunk": [], "total_room_count_estimate": 0})
+    network = parse_network(body)
+    if network is None and not gateway.networks.protocols:
+        network = ""  # nothing but the directory, which has an index of its own
     reply = await list_public_rooms(
-        gateway.accounts, limit=limit, since=since, search_term=search_term, room_types=room_types
+        gateway.accounts,
+        limit=limit,
+        since=since,
+        search_term=search_term,
+        room_types=room_types,
+        network=network,
     )
     return json_reply(reply)
 
 
 @router.put("/directory/list/appservice/{network_id}/{room_id}")
 async def update_appservice_room_directory_visibility(
-    network_id: str, room_id: str, requester: CurrentRequester
+    network_id: str, room_id: str, body: OptionalJsonObject, requester: CurrentRequester, gateway: GatewayDep
 ) -> Response:
-    """Publish a room in the list of another network: for application services alone."""
-    room_id_of(room_id)
-    raise Forbidden("Only application services have rooms of other networks")
+    """Publish a room in the list of another network, or take it out: for application services alone."""
+    room = room_id_of(room_id)
+    if requester.appservice_id is None:
+        raise Forbidden("Only application services have rooms of other networks")
+    visibility = body.get("visibility")
+    if visibility not in ("public", "private"):
+        raise InvalidParam("visibility must be 'public' or 'private'")
+    if len(network_id) > MAX_NETWORK_LENGTH:
+        raise InvalidParam(f"networkId is longer than {MAX_NETWORK_LENGTH} characters")
+    async with gateway.shards.of_room(room).reading() as tx:
+        if not await list_outlines(tx, [room]):
+            raise NotFound("This room is not known here")
+    await refresh_summaries(gateway.accounts, gateway.shards, [room])
+    instance = instance_id(requester.appservice_id, network_id)
+    async with gateway.accounts.reading() as tx:
+        await directory.set_in_network(tx, instance, room, visibility == "public")
+    return json_reply({})
 
 
-def _is_of_one_network(body: dict[str, Any]) -> bool:
-    """Whether only the rooms of one other network are asked for, of which there are none."""
+def parse_network(body: dict[str, Any]) -> str | None:
+    """Whose rooms are asked for, as `directory.list_published` takes it.
+
+    Raises:
+        BadJson, InvalidParam
+    """
     everywhere, network = body.get("include_all_networks", False), body.get("third_party_instance_id")
     if not isinstance(everywhere, bool):
         raise BadJson("include_all_networks must be a boolean")
@@ -111,13 +139,17 @@ def _is_of_one_network(body: dict[str, Any]) -> bool:
         raise BadJson("third_party_instance_id must be a string")
     if everywhere and network is not None:
         raise InvalidParam("third_party_instance_id cannot go with include_all_networks")
-    return network is not None
+    return None if everywhere else network or ""
 
 
 async def _ask(
     gateway: GatewayDeps, server: str, *, query: Mapping[str, str] | None = None, body: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """A page of another server's directory: its own words, in bounds. Spec: S-S API §Published Room Directory."""
+    try:
+        parse_server_name(server)
+    except InvalidIdentifier as error:
+        raise InvalidParam(f"server: {error}") from error
     if gateway.peers is None:
         raise NotFound("The directory of this server cannot be reached")
     bounds: dict[str, Any] = {"timeout_s": PEER_SECONDS, "max_bytes": MAX_PEER_BYTES}

@@ -85,12 +85,22 @@ _BEFORE = "joined_members >= ${0} AND (joined_members > ${0} OR room_id < ${1})"
 
 _PAGE = f"SELECT {_LINE} FROM accounts.room_directory WHERE {{where}} ORDER BY {{order}} LIMIT ${{limit}}"  # noqa: S608  constant text
 _COUNT = "SELECT count(*) FROM accounts.room_directory WHERE {where}"
+# Which rooms are looked at: those of the directory, those of one network, or all of both.
+_OF_NETWORK = "room_id IN (SELECT n.room_id FROM accounts.network_rooms n WHERE n.instance = $1)"
+_OF_ALL = "(published OR room_id IN (SELECT n.room_id FROM accounts.network_rooms n))"
+_ADD_TO_NETWORK = "INSERT INTO accounts.network_rooms (instance, room_id) VALUES ($1, $2) ON CONFLICT DO NOTHING"
+_TAKE_FROM_NETWORK = "DELETE FROM accounts.network_rooms WHERE instance = $1 AND room_id = $2"
 _FORWARD, _BACKWARD = "joined_members DESC, room_id", "joined_members, room_id DESC"
 
 
 async def set_published(tx: Transaction, room_id: RoomId, published: bool) -> None:
     """Publish a room in the directory, or take it out."""
     await tx.execute(_SET_PUBLISHED, room_id, published)
+
+
+async def set_in_network(tx: Transaction, instance: str, room_id: RoomId, published: bool) -> None:
+    """Publish a room in the list of a network, or take it out."""
+    await tx.execute(_ADD_TO_NETWORK if published else _TAKE_FROM_NETWORK, instance, room_id)
 
 
 async def is_published(tx: Transaction, room_id: RoomId) -> bool:
@@ -128,6 +138,7 @@ async def list_published(
     room_types: Sequence[str | None] | None = None,
     after: tuple[int, RoomId] | None = None,
     before: tuple[int, RoomId] | None = None,
+    network: str | None = "",
     limit: int,
 ) -> list[PublishedRoom]:
     """A page of the directory, largest rooms first.
@@ -136,9 +147,11 @@ async def list_published(
         search_term: found in name, topic or canonical alias, in whatever case.
         room_types: None for any; None in it for rooms without a type.
         after, before: (joined_members, room_id) of the line that the page follows or precedes; at most one of them.
+        network: the instance of an application service's network whose rooms are wanted; "" for the directory of this
+            server, None for everything.
     """
     backwards = before is not None
-    where = _Where.of(search_term, room_types)
+    where = _Where.of(search_term, room_types, network)
     if (place := before or after) is not None:
         where.add(_BEFORE if backwards else _AFTER, *place)
     query = _PAGE.format(where=where.text, order=_BACKWARD if backwards else _FORWARD, limit=len(where.values) + 1)
@@ -149,10 +162,14 @@ async def list_published(
 
 
 async def count_published(
-    tx: Transaction, *, search_term: str | None = None, room_types: Sequence[str | None] | None = None
+    tx: Transaction,
+    *,
+    search_term: str | None = None,
+    room_types: Sequence[str | None] | None = None,
+    network: str | None = "",
 ) -> int:
     """How many rooms match."""
-    where = _Where.of(search_term, room_types)
+    where = _Where.of(search_term, room_types, network)
     count: int = await tx.fetchval(_COUNT.format(where=where.text), *where.values)
     return count
 
@@ -165,8 +182,8 @@ class _Where:
     values: list[Any] = field(default_factory=list)
 
     @classmethod
-    def of(cls, search_term: str | None, room_types: Sequence[str | None] | None) -> "_Where":
-        where = cls()
+    def of(cls, search_term: str | None, room_types: Sequence[str | None] | None, network: str | None) -> "_Where":
+        where = cls(_OF_ALL) if network is None else cls(_OF_NETWORK, [network]) if network else cls()
         if search_term:
             where.add(_TERM, _pattern(search_term))
         if room_types is not None:

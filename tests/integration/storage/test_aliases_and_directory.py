@@ -98,6 +98,22 @@ async def test_the_directory_is_searched_and_filtered_by_type(published: Databas
         assert len(await directory.list_published(tx, room_types=[None, "m.space"], limit=9)) == 5
 
 
+async def test_networks_have_lists_of_their_own(published: Database) -> None:
+    hidden, shown = RoomId("!r6:x"), RoomId("!r2:x")
+    async with published.transaction() as tx:
+        for room_id in (hidden, shown, shown):
+            await directory.set_in_network(tx, "irc|main", room_id, True)
+        listed = await directory.list_published(tx, network="irc|main", limit=9)
+        assert [room.room_id for room in listed] == [hidden, shown]
+        found = await directory.list_published(tx, network="irc|main", search_term="room_2", limit=9)
+        assert [room.room_id for room in found] == [shown]
+        assert await directory.list_published(tx, network="irc|other", limit=9) == []
+        assert await directory.count_published(tx, network=None) == 6
+        assert await directory.count_published(tx) == 5
+        await directory.set_in_network(tx, "irc|main", hidden, False)
+        assert await directory.count_published(tx, network="irc|main") == 1
+
+
 async def test_a_summary_yields_to_a_later_one_only_and_publishing_is_apart(accounts: Database) -> None:
     async with accounts.transaction() as tx:
         await directory.set_published(tx, ROOM, True)
