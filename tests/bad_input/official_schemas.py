@@ -7,6 +7,7 @@ status that the operation's file does not list unless `allowed_answers.py` says 
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
 import time
@@ -60,6 +61,10 @@ async def run(arguments: argparse.Namespace) -> int:
         print(f"no operations below {arguments.api}", file=sys.stderr)
         return 2
     started = time.monotonic()
+    running = asyncio.current_task()
+    assert running is not None
+    # Whoever ends the run ends the server with it.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
     with tempfile.TemporaryDirectory() as folder:
         async with running_world(Path(folder)) as world:
             tallies = await asyncio.to_thread(shoot_all, world, operations, arguments.count, arguments.seed)
