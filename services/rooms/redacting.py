@@ -18,6 +18,11 @@ from tessera.storage.rooms import LoadedEvent
 def check_local_redaction(work: RoomWork, redaction: Event) -> None:
     """Refuse a redaction of this server's own whose target is unknown or not the sender's to redact.
 
+    What rooms make of other servers' redactions is no measure here: they take one among users of one server for
+    granted, since that server has to see to it that its users redact their own events only.
+
+    Spec: C-S API PUT /rooms/{roomId}/redact/{eventId}/{txnId}.
+
     Raises:
         Refused
     """
@@ -26,7 +31,8 @@ def check_local_redaction(work: RoomWork, redaction: Event) -> None:
         raise Refused(404, "M_NOT_FOUND", "The event to redact was not found in this room")
     if target.type == "m.room.create":
         raise Refused(403, "M_FORBIDDEN", "The create event of a room cannot be redacted")
-    if not may_apply(work, redaction, target):
+    levels = PowerLevels.of(work.state(POWER_LEVELS), work.create_event())
+    if target.sender != redaction.sender and not levels.may_redact_others(redaction.sender):
         raise Refused(403, "M_FORBIDDEN", "You may not redact events of others in this room")
 
 

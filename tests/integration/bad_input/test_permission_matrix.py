@@ -37,6 +37,7 @@ OPEN = frozenset(
         *("get_content_unauthenticated", "get_content_thumbnail_unauthenticated"),
         # What a browser without a token opens while it registers or logs in.
         *("get_auth_fallback", "post_auth_fallback", "get_consent", "registration_token_validity"),
+        *("redirect_to_sso", "redirect_to_idp", "sso_callback", "finish_operation"),
         *("get_validation_page", "submit_validation_page"),
         *("health", "ready", "metrics", "get_server_version"),
         # Of a login, and its ID a secret.
@@ -65,18 +66,26 @@ ANYBODY_MAY = frozenset(
         *("put_room_key_by_session_id", "get_room_key_by_session_id", "delete_room_key_by_session_id"),
     ]
 )
+# What a member with no power over others may not do in a room.
+NEEDS_POWER = frozenset(
+    [
+        *("ban", "kick", "unban", "redact_event", "set_room_state", "set_room_state_with_key"),
+        *("upgrade_room", "set_room_visibility_on_directory"),
+    ]
+)
 # Of another user: what is public of them, and what is said about them.
 ABOUT_OTHERS = frozenset(["get_user_profile", "get_profile_field", "get_presence", "report_user", "set_typing"])
 REFUSED = (401, 403, 404)
 Row = tuple[str, str, str]
 PAGE = "permission-matrix.md"
-CALLERS = ("nobody", "guest", "stranger", "left", "banned", "another user", "no administrator")
+CALLERS = ("nobody", "guest", "stranger", "left", "banned", "member", "another user", "no administrator")
 _INTRODUCTION = f"""# Who is refused what
 
 Every endpoint of the client-server API against each kind of caller who may not use it, with the answer that a test
-got (`tests/integration/bad_input/test_permission_matrix.py`; the page is {HOW}). The room that a path names is
-private. Callers: nobody has no token; a guest account; a stranger has nothing to do with the room; one left it; one
-is banned from it; another user asks for what is the user's own; somebody who is no administrator asks what is theirs.
+got (`tests/integration/bad_input/test_permission_matrix.py`; the page is {HOW}). The room
+that a path names is private. Callers: nobody has no token; a guest account; a stranger has nothing to do with the
+room; one left it; one is banned from it; a member has no power over others; another user asks for what is the user's
+own; somebody who is no administrator asks what is theirs.
 
 An empty field: that caller may ask, or the endpoint has nothing to do with that. Guests may use what
 `libs/tessera/http/guest_access.py` lists; what somebody who left may still read ends with the stay.
@@ -120,7 +129,7 @@ class _Callers:
     async def make(cls, target: Target) -> "_Callers":
         guest = await target.client.post(f"{API}/register?kind=guest", json={})
         tokens = {"guest": guest.raise_for_status().json()["access_token"]}
-        for name in ("stranger", "left", "banned"):
+        for name in ("stranger", "left", "banned", "member"):
             account = await register(target.client, name)
             tokens[name] = account["access_token"]
             if name != "stranger":
@@ -146,6 +155,8 @@ class _Callers:
             if name not in LEFT_MAY:
                 yield "left", self._tokens["left"], self._room
                 yield "banned", self._tokens["banned"], self._room
+            if name in NEEDS_POWER:
+                yield "member", self._tokens["member"], self._room
 
 
 async def _ok(target: Target, path: str, body: Any, token: str | None = "") -> None:

@@ -192,6 +192,23 @@ async def test_redactions_by_both_endpoints(people: SimpleNamespace) -> None:
     )
 
 
+@pytest.mark.parametrize("version", ["1", "10", "11", "12"])
+async def test_others_events_are_redacted_by_who_has_the_power_alone(people: SimpleNamespace, version: str) -> None:
+    room_id = await make(people.alice, preset="public_chat", room_version=version)
+    await people.bob.post(f"/rooms/{room_id}/join", {})
+    theirs = await send(people.alice, room_id, "hers", "t1")
+    assert await people.bob.refused("PUT", f"/rooms/{room_id}/redact/{theirs}/r1", {}) == (403, "M_FORBIDDEN")
+    by_send = f"/rooms/{room_id}/send/m.room.redaction/r2"
+    assert await people.bob.refused("PUT", by_send, {"redacts": theirs}) == (403, "M_FORBIDDEN")
+    assert (await people.alice.get(f"/rooms/{room_id}/event/{theirs}"))["content"]["body"] == "hers"
+    own = await send(people.bob, room_id, "his", "t2")
+    await people.bob.put(f"/rooms/{room_id}/redact/{own}/r3", {})
+    again = await send(people.bob, room_id, "his", "t3")
+    await people.alice.put(f"/rooms/{room_id}/redact/{again}/r4", {})
+    for event_id in (own, again):
+        assert (await people.alice.get(f"/rooms/{room_id}/event/{event_id}"))["content"] == {}
+
+
 async def test_an_annotation_is_sent_once(people: SimpleNamespace) -> None:
     room_id = await make(people.alice)
     target = await send(people.alice, room_id, "x")
