@@ -43,9 +43,11 @@ WHERE room_id = $1 AND type = 'm.room.member' AND membership = 'join'
 ORDER BY anchor, sub LIMIT $3
 """
 
+# Who has just let us in is there, and knows the room; else whoever has most users in it likely does.
 _LIST_SERVERS = """
 SELECT server_name FROM rooms.room_servers WHERE room_id = $1 AND server_name <> $2 AND joined_count > 0
-ORDER BY joined_count DESC, server_name LIMIT $3
+ORDER BY server_name IN (SELECT servers[1] FROM rooms.joins WHERE room_id = $1 AND state = 'done') DESC,
+         joined_count DESC, server_name LIMIT $3
 """
 
 
@@ -82,7 +84,7 @@ async def list_peer_rooms(
 
 
 async def list_servers(tx: Transaction, room_id: RoomId, own: ServerName, limit: int) -> list[ServerName]:
-    """The other servers with joined users, those with most of them first."""
+    """The other servers with joined users, the likeliest to answer about the room first."""
     return [ServerName(row[0]) for row in await tx.fetch(_LIST_SERVERS, room_id, own, limit)]
 
 
