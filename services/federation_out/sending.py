@@ -1,8 +1,8 @@
 """Sending the queues: one transaction at a time to each server, many servers side by side.
 
 What is due is claimed by a query, whatever the number of servers; a server that nothing is sent to right now is a row
-in PostgreSQL and nothing here. Servers that answered last have places of their own, so that those that
-are dead hold nobody up.
+in PostgreSQL and nothing here. Servers that answered last have places of their own, so that those that are dead hold
+nobody up, and so have servers of which nobody knows yet: most of a large old room's may be dead.
 
 Spec: S-S API §Transactions.
 """
@@ -33,6 +33,7 @@ from tessera.storage.shards import RoomShards
 log = structlog.get_logger(__name__)
 
 HEALTHY_PLACES = 150
+UNPROVEN_PLACES = 300
 FAILING_PLACES = 50
 AT_ONCE = 25  # destinations whose transactions are made together
 MAX_BYTES_UNDER_WAY = 48 << 20
@@ -62,6 +63,7 @@ class _Outgoing:
 
     Attributes:
         is_kept: whether it lies in the destination's row; one of typing and presence alone does not.
+        is_unproven: whether the destination has never been sent anything.
     """
 
     destination: ServerName
@@ -73,6 +75,7 @@ class _Outgoing:
     pdus: int = 0
     edus: int = 0
     is_kept: bool = True
+    is_unproven: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,18 +172,21 @@ class Sender:
         if not self._buckets or sum(len(sent.body) for sent, _ in self._under_way.values()) > MAX_BYTES_UNDER_WAY:
             return 0
         failing = sum(1 for sent, _ in self._under_way.values() if sent.failures)
-        healthy = len(self._under_way) - failing
+        unproven = sum(1 for sent, _ in self._under_way.values() if sent.is_unproven)
+        healthy = len(self._under_way) - failing - unproven
         async with self._accounts.reading() as tx:
             due = await federation_destinations.list_due(
                 tx,
                 sorted(self._buckets),
                 list(self._under_way),
                 max(0, min(AT_ONCE, HEALTHY_PLACES - healthy)),
+                max(0, min(AT_ONCE, UNPROVEN_PLACES - unproven)),
                 max(0, min(AT_ONCE, FAILING_PLACES - failing)),
             )
         outgoing = [self._kept(one) for one in due if one.txn_id is not None]
         outgoing += await self._compose([one for one in due if one.txn_id is None])
-        outgoing += await self._compose_ephemeral({one.destination for one in due}, HEALTHY_PLACES - healthy - len(due))
+        healthy += sum(1 for one in due if not one.failures and not one.is_unproven)
+        outgoing += await self._compose_ephemeral({one.destination for one in due}, HEALTHY_PLACES - healthy)
         for one in outgoing:
             self._under_way[one.destination] = (one, tasks.create_task(self._send(one)))
         metrics.UNDER_WAY.set(len(self._under_way))
@@ -190,7 +196,15 @@ class Sender:
     def _kept(due: DueDestination) -> _Outgoing:
         assert due.txn_id is not None
         body = due.txn_body or b"{}"
-        return _Outgoing(due.destination, due.bucket, due.txn_id, body, due.failures, due.retry_seconds)
+        return _Outgoing(
+            due.destination,
+            due.bucket,
+            due.txn_id,
+            body,
+            due.failures,
+            due.retry_seconds,
+            is_unproven=due.is_unproven,
+        )
 
     async def _compose(self, due: Sequence[DueDestination]) -> list[_Outgoing]:
         """New transactions, kept before anything of them is sent."""
@@ -228,6 +242,7 @@ class Sender:
                 one.retry_seconds,
                 len(content),
                 len(every),
+                is_unproven=one.is_unproven,
             )
             carried = tuple(pdu.seq for pdu in queued), tuple(edu.seq for edu in fitting)
             made[one.destination] = sent, NewTransaction(one.destination, txn_id, body, *carried)

@@ -28,6 +28,7 @@ class DueDestination(NamedTuple):
     retry_seconds: float  # its last pause
     txn_id: str | None
     txn_body: bytes | None
+    is_unproven: bool  # it has neither taken anything yet nor failed to
 
 
 class NewTransaction(NamedTuple):
@@ -63,15 +64,20 @@ class DestinationStatus(NamedTuple):
     last_error: str | None
 
 
-_LIST_DUE = """
-(SELECT destination, bucket, failures, retry_seconds, txn_id, txn_body FROM accounts.federation_destinations
- WHERE pending AND bucket = ANY($1::integer[]) AND due_at <= now() AND failures = 0 AND destination <> ALL($2::text[])
- ORDER BY due_at LIMIT $3)
-UNION ALL
-(SELECT destination, bucket, failures, retry_seconds, txn_id, txn_body FROM accounts.federation_destinations
- WHERE pending AND bucket = ANY($1::integer[]) AND due_at <= now() AND failures > 0 AND destination <> ALL($2::text[])
- ORDER BY due_at LIMIT $4)
+# Of those that became due at once nobody comes first for its name: a thousand names of one dead operator may be there.
+_DUE = """
+(SELECT destination, bucket, failures, retry_seconds, txn_id, txn_body, failures = 0 AND last_success IS NULL
+ FROM accounts.federation_destinations
+ WHERE pending AND bucket = ANY($1::integer[]) AND due_at <= now() AND destination <> ALL($2::text[]) AND {which}
+ ORDER BY due_at, hashtext(destination) LIMIT {limit})
 """
+_LIST_DUE = "UNION ALL".join(
+    (
+        _DUE.format(which="failures = 0 AND last_success IS NOT NULL", limit="$3"),
+        _DUE.format(which="failures = 0 AND last_success IS NULL", limit="$4"),
+        _DUE.format(which="failures > 0", limit="$5"),
+    )
+)
 
 _LIST_FAILING = """
 SELECT destination FROM accounts.federation_destinations
@@ -213,14 +219,18 @@ FROM accounts.federation_destinations WHERE bucket = ANY($1::integer[])
 
 
 async def list_due(
-    tx: Transaction, buckets: Sequence[int], busy: Sequence[ServerName], healthy: int, failing: int
+    tx: Transaction, buckets: Sequence[int], busy: Sequence[ServerName], healthy: int, unproven: int, failing: int
 ) -> list[DueDestination]:
-    """Who is to be sent something now, the longest waiting first: `healthy` that answered last, `failing` that did not.
+    """Who is to be sent something now, the longest waiting first.
 
     Args:
         busy: destinations with a transaction under way here.
+        healthy: how many at most of those that answered last.
+        unproven: of those that were never sent anything, and
+        failing: of those that did not answer last.
     """
-    return [DueDestination(*row) for row in await tx.fetch(_LIST_DUE, list(buckets), list(busy), healthy, failing)]
+    limits = healthy, unproven, failing
+    return [DueDestination(*row) for row in await tx.fetch(_LIST_DUE, list(buckets), list(busy), *limits)]
 
 
 async def list_failing(tx: Transaction, destinations: Sequence[ServerName]) -> set[ServerName]:

@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from matrixcore.identifiers import EventId, RoomId, ServerName, UserId
+from services.federation_out import sending
 from services.federation_out.ephemeral import EphemeralEdus
 from services.federation_out.queue_step import QueueStep
 from services.federation_out.room_servers import RoomServers
@@ -252,6 +253,25 @@ async def test_dead_and_slow_servers_hold_nobody_up(world: World) -> None:
     await world.say(A)
     await world.peers.until(lambda: world.peers.events(A) == ["$2"])
     gate.set()
+
+
+async def test_servers_of_which_nobody_knows_hold_up_none_that_answers(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "UNPROVEN_PLACES", 5)
+    await world.say(A)
+    await world.settle(A)
+    gate = asyncio.Event()
+    silent = [ServerName(f"silent{number}.example") for number in range(20)]
+    for server in silent:
+        world.peers.answers[server] = gate.wait
+    await world.say(*silent)
+    await world.peers.until(lambda: len(world.peers.tried) == 6)
+    await world.say(A)
+    await world.peers.until(lambda: world.peers.events(A) == ["$1", "$3"])
+    assert len(world.peers.tried) == 7
+    gate.set()
+    await world.peers.until(lambda: all(world.peers.events(server) == ["$2"] for server in silent))
 
 
 async def test_what_a_server_never_accepts_is_dropped_in_the_end(world: World) -> None:

@@ -26,7 +26,7 @@ async def _add(accounts: Database, *pdus: NewPdu) -> None:
 
 async def _due(accounts: Database) -> list[ServerName]:
     async with accounts.reading() as tx:
-        return [one.destination for one in await destinations.list_due(tx, ALL, [], 10, 10)]
+        return [one.destination for one in await destinations.list_due(tx, ALL, [], 10, 10, 10)]
 
 
 async def _waiting(accounts: Database, destination: ServerName) -> list[str]:
@@ -64,7 +64,7 @@ async def test_what_is_sent_is_kept_with_its_id_and_bytes_until_it_is_taken(acco
     await _persist(accounts, A, "t1")
     async with accounts.transaction() as tx:
         assert await destinations.persist(tx, [NewTransaction(A, "t2", b"{}", (), ())]) == set()
-        (due,) = await destinations.list_due(tx, ALL, [], 10, 10)
+        (due,) = await destinations.list_due(tx, ALL, [], 10, 10, 10)
         assert (due.txn_id, due.txn_body) == ("t1", b"{}")
         assert await destinations.settle(tx, [(A, "another")]) == []
     assert await _waiting(accounts, A) == ["$event1"]
@@ -152,8 +152,8 @@ async def test_buckets_divide_the_destinations(accounts: Database) -> None:
     await _add(accounts, _pdu(A, 1), _pdu(B, 1))
     async with accounts.reading() as tx:
         for name in (A, B):
-            due = await destinations.list_due(tx, [bucket_of(name, BUCKETS)], [], 10, 10)
+            due = await destinations.list_due(tx, [bucket_of(name, BUCKETS)], [], 10, 10, 10)
             assert name in [one.destination for one in due]
-            assert not await destinations.list_due(tx, [bucket_of(name, BUCKETS)], [A, B], 10, 10)
+            assert not await destinations.list_due(tx, [bucket_of(name, BUCKETS)], [A, B], 10, 10, 10)
         figures = await destinations.measure(tx, ALL)
     assert (figures.pending, figures.known, figures.failing) == (2, 2, 0)
