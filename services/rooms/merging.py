@@ -43,7 +43,7 @@ async def store_unplaced(
     _keep_state_before(work, event, judged)
     _add_edges(work, event)
     if not isinstance(verdict, Rejected | SoftFailed):
-        await _advance(work, past, event, judged)
+        await _advance(work, past, event, judged, is_end=not await past.is_followed(event.event_id))
 
 
 async def place_judged(
@@ -84,8 +84,10 @@ async def place_judged(
     else:
         before = judged.before
         _keep_state_before(work, event, judged)
-        await _advance(work, past, event, judged)
-        delta = dict(await _resolve_extremities(work, past, event, before))
+        # What comes after the events above it is no end of the room, and changes no state: theirs say what it was.
+        is_end = not await past.is_followed(event.event_id)
+        await _advance(work, past, event, judged, is_end=is_end)
+        delta = dict(await _resolve_extremities(work, past, event if is_end else None, before))
         wins = event.state_key is not None and delta.get(event.state_tuple) == event.event_id
         if wins:
             del delta[event.state_tuple]
@@ -110,12 +112,14 @@ async def place_judged(
         apply_redaction(work, event)
 
 
-async def _resolve_extremities(work: RoomWork, past: RoomPast, event: Event, before: State) -> State:
-    """The room's state, once the event is one of its extremities."""
-    after = before if event.state_key is None else await past.with_event(before, event)
-    others = [event_id for event_id in work.extremities if event_id != event.event_id]
+async def _resolve_extremities(work: RoomWork, past: RoomPast, event: Event | None, before: State) -> State:
+    """The room's state, once the event, if one is given, is one of its extremities."""
+    states: list[State] = []
+    if event is not None:
+        states.append(before if event.state_key is None else await past.with_event(before, event))
+    others = [event_id for event_id in work.extremities if event is None or event_id != event.event_id]
     places = await past.find_places(others)
-    return await past.resolve([after, *await past.states_after(list(places.values()))])
+    return await past.resolve([*states, *await past.states_after(list(places.values()))])
 
 
 async def _change_state(
@@ -162,11 +166,13 @@ def _keep_state_before(work: RoomWork, event: Event, judged: Judged) -> None:
         work.add_row("forked_states", row)
 
 
-async def _advance(work: RoomWork, past: RoomPast, event: Event, judged: Judged) -> None:
+async def _advance(work: RoomWork, past: RoomPast, event: Event, judged: Judged, *, is_end: bool) -> None:
     """Move the extremities; those that the event reaches through events that cannot be extremities go too."""
     passed = await _passed_through(past, judged)
     work.extremities = tuple(event_id for event_id in work.extremities if event_id not in passed)
     work.advance(event)
+    if not is_end:
+        work.extremities = work.extremities[:-1]
 
 
 async def _passed_through(past: RoomPast, judged: Judged) -> set[EventId]:

@@ -17,7 +17,7 @@ from matrixcore.state_res import AuthEdges, Resolution
 from services.rooms.resolutions import Resolutions, Resolved, mark_of
 from services.rooms.room_work import RoomWork
 from tessera.records import OrderKey
-from tessera.storage import state_loading
+from tessera.storage import backward_extremities, state_loading
 from tessera.storage.database import Transaction
 from tessera.storage.state_loading import EventPlace, decode_delta, just_below
 
@@ -49,6 +49,8 @@ class RoomPast:
         self._rejected: set[EventId] = set()
         self._since: dict[OrderKey, dict[StateKey, EventId | None]] = {}  # what changed keys had there, as committed
         self._committed: dict[StateKey, EventId | None] = {}  # current state before this batch
+        self._has_gaps: bool | None = None
+        self._followed: dict[EventId, bool] = {}
 
     def learn(self, event: Event) -> None:
         """An event that is being judged: a resolution may ask for it."""
@@ -94,6 +96,22 @@ class RoomPast:
     def rejected_among(self, event_ids: Iterable[EventId]) -> set[EventId]:
         """Those of events found before that were rejected."""
         return self._rejected.intersection(event_ids)
+
+    async def is_followed(self, event_id: EventId) -> bool:
+        """Whether an event of the room's history stands on this one, which comes only now: it is behind a gap."""
+        made = self._work.rows.get("edges", ())
+        if any(prev == event_id and self._work.events[after].anchor is not None for _, _, prev, after in made):
+            return True
+        if self._has_gaps is None:
+            self._has_gaps = await backward_extremities.has_any(self._tx, self._work.room_id)
+        if not self._has_gaps:
+            return False
+        if event_id not in self._followed:
+            # Those that may be asked about next are among the ones that are not here.
+            wanted = {event_id, *(one for one, place in self._places.items() if place is None)} - self._followed.keys()
+            found = await state_loading.list_followed(self._tx, self._work.room_id, wanted)
+            self._followed.update((one, one in found) for one in wanted)
+        return self._followed[event_id]
 
     async def states_after(self, places: Collection[EventPlace]) -> list[State]:
         """The state after each of the events."""

@@ -25,6 +25,12 @@ LEFT JOIN rooms.forked_states f ON f.room_id = e.room_id AND f.event_id = e.even
 WHERE e.room_id = $1 AND e.event_id = ANY($2::text[])
 """
 
+_LIST_FOLLOWED = """
+SELECT DISTINCT d.prev_event_id FROM rooms.event_edges d
+JOIN rooms.events e ON e.room_id = d.room_id AND e.event_id = d.event_id AND e.anchor IS NOT NULL
+WHERE d.room_id = $1 AND d.prev_event_id = ANY($2::text[])
+"""
+
 _LOAD_EVENTS = """
 SELECT event_id, pdu, rejected IS NOT NULL FROM rooms.events WHERE room_id = $1 AND event_id = ANY($2::text[])
 """
@@ -118,6 +124,11 @@ async def find_places(tx: Transaction, room_id: RoomId, event_ids: Sequence[Even
         changes = {} if delta is None else decode_delta(delta)
         places[event_id] = EventPlace(event_id, order, outlier, rejected, key, base, changes, pdu)
     return places
+
+
+async def list_followed(tx: Transaction, room_id: RoomId, event_ids: Collection[EventId]) -> set[EventId]:
+    """Those of the events, stored or not, that an event of the room's history has among its prev events."""
+    return {EventId(row[0]) for row in await tx.fetch(_LIST_FOLLOWED, room_id, list(event_ids))}
 
 
 async def load_events(
