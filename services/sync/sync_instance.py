@@ -25,6 +25,7 @@ from services.sync.room_tails import RoomTail, RoomTails, wake
 from services.sync.sliding.room_facts import note_record
 from services.sync.snapshot import Snapshots, SyncAnswer
 from services.sync.sync_request import SyncRequest
+from services.sync.unloaded import UnloadedUsers
 from services.sync.user_states import MAX_POLLS_PER_USER, UserState, UserStates
 from tessera.clock import Clock
 from tessera.fanout import DeviceWake, Fanout, PresenceChange, Subscriber, Subscription, TypingChange
@@ -95,6 +96,7 @@ class SyncInstance:
         self._parked = 0
         self._timers = PollTimers()
         self._is_stopping = False
+        self._unloaded = UnloadedUsers(self.snapshots, self.memory, clock, is_stopping=lambda: self._is_stopping)
         self._logs_in_doubt = False
         self._was_reset = asyncio.Event()
 
@@ -141,7 +143,10 @@ class SyncInstance:
         Raises:
             SessionEnded, LimitExceeded, DatabaseUnavailable
         """
-        state = await self.users.get(request.user_id)
+        try:
+            state = await self.users.get(request.user_id)
+        except DatabaseUnavailable:  # of a shard, perhaps: a snapshot says what can be said without it
+            return await self._unloaded.answer(request)
         if request.since is not None:
             await self.confirm_messages(state, request.device_id, request.since.to_device)
         with self.polling(state, request.device_id) as poll:

@@ -93,6 +93,17 @@ async def test_rooms_of_the_other_shard_go_on(world: World, other: EmbeddedPostg
     await world.say(living, ALICE, "in doubt")
     await until_heard(elsewhere, living, "in doubt")
     assert decode_token(elsewhere.since or "").positions[OTHER] < known
+    # By a process that has nothing of the user in memory: from what a client knows, with news and without any.
+    newcomer = world.client(BOB, service=1)
+    newcomer.since = bob.since
+    body = await newcomer.sync(timeout=20_000)
+    assert heard(body, living) == ["in doubt"]
+    assert decode_token(newcomer.since or "").positions[OTHER] == decode_token(bob.since or "").positions[OTHER]
+    assert "rooms" not in await newcomer.sync(timeout=50)
+    waiting = asyncio.create_task(until_heard(newcomer, living, "to a newcomer"))
+    await asyncio.sleep(0)
+    await world.say(living, ALICE, "to a newcomer")
+    await waiting
     # What cannot be said without the shard is not said at all.
     assert (await bob.request()).status_code == 503
     assert (await bob.request(since=bob.since, full_state=True)).status_code == 503
