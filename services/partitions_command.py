@@ -5,14 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from services.command_line import DEFAULT_CONFIG, ConfigOption, console, read_config, run_to_end, set_up_logging
 from services.move_command import clean_command, move_command
+from services.restored_command import restored_command
 from tessera.config import KafkaSettings, Settings
 from tessera.service import CannotStart
 from tessera.storage import leases
-from tessera.storage.database import Database
+from tessera.storage.database import Database, DatabaseUnavailable
 from tessera.storage.partitions import PartitionRow, list_partitions
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 app.command("move")(move_command)
 app.command("clean")(clean_command)
+app.command("restored")(restored_command)
 WAIT_SECONDS = 30.0  # for a writer to do what it was asked; it looks once a second
 LOOK_SECONDS = 0.2
 TABLE_WIDTH = 120
@@ -35,14 +38,24 @@ def list_command(config: ConfigOption = DEFAULT_CONFIG) -> None:
     async def run() -> None:
         from services.stores import running_stores
 
-        async with running_stores(settings, "partitions") as stores:
-            rows = {shard: await _rows(database) for shard, database in stores.shards.databases.items()}
+        rows: dict[str, list[PartitionRow]] = {}
+        away: dict[str, list[int]] = {}
+        async with running_stores(settings, "partitions", without_shards=True) as stores:
+            for shard, database in stores.shards.databases.items():
+                try:
+                    rows[shard] = await _rows(database)
+                except (DatabaseUnavailable, OSError, TimeoutError) as error:
+                    away[shard] = stores.shards.partitions_of(shard)
+                    console.print(f"[yellow]shard {shard} is away: {escape(str(error))}[/yellow]")
         undone = await _undone(settings.tessera.kafka, [row for part in rows.values() for row in part])
         names = ("partition", "shard", "writer", "epoch", "incarnation", "head", "unannounced", "done", "undone")
         table = Table(*names, box=None)
         for shard, part in rows.items():
             for row in part:
                 table.add_row(*_line(shard, row, undone.get(row.partition)))
+        for shard, partitions in away.items():
+            for partition in partitions:
+                table.add_row(str(partition), shard, "[red]shard away[/red]")
         console.print(table, width=max(console.width, TABLE_WIDTH), crop=False)  # one line each, in files too
 
     run_to_end(run)

@@ -1,6 +1,6 @@
 """The databases of a process: reached, with schemas that this release understands, and pools on them."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from tessera.config import Settings
 from tessera.embedded_postgres import EmbeddedPostgres
 from tessera.service import CannotStart
 from tessera.storage import partitions as partition_rows
-from tessera.storage.database import Database
+from tessera.storage.database import Database, DatabaseUnavailable
 from tessera.storage.durability import find_unsafe_settings
 from tessera.storage.migrations import Tree, migrate, require_current
 from tessera.storage.placement import get_placement, settle_placement
@@ -75,8 +75,11 @@ async def reach_stores(settings: Settings, name: str) -> AsyncIterator[Stores]:
 
 
 @asynccontextmanager
-async def running_stores(settings: Settings, name: str) -> AsyncIterator[Stores]:
+async def running_stores(settings: Settings, name: str, *, without_shards: bool = False) -> AsyncIterator[Stores]:
     """The databases for a tool: beside the server that uses them, or with an embedded PostgreSQL started for it.
+
+    Args:
+        without_shards: whether room shards may be away; the tool meets DatabaseUnavailable when it asks one of these.
 
     Raises:
         EmbeddedPostgresError, DatabaseUnavailable, MigrationError, PlacementMismatch: with one line.
@@ -90,38 +93,53 @@ async def running_stores(settings: Settings, name: str) -> AsyncIterator[Stores]
                 await postgres.start()
                 stack.push_async_callback(postgres.stop)
                 accounts_dsn = postgres.dsn()
-        yield await stack.enter_async_context(_reach(settings, accounts_dsn, name))
+        yield await stack.enter_async_context(_reach(settings, accounts_dsn, name, without_shards=without_shards))
 
 
 @asynccontextmanager
-async def _reach(settings: Settings, accounts_dsn: str, name: str) -> AsyncIterator[Stores]:
+async def _reach(
+    settings: Settings, accounts_dsn: str, name: str, *, without_shards: bool = False
+) -> AsyncIterator[Stores]:
     shard_dsns = settings.shard_dsns(accounts_dsn)
+    away: set[str] = set()
     await require_current(accounts_dsn, Tree.ACCOUNTS)
     for dsn in dict.fromkeys(shard_dsns.values()):
-        await require_current(dsn, Tree.ROOMS)
+        try:
+            await require_current(dsn, Tree.ROOMS)
+        except DatabaseUnavailable:
+            if not without_shards or dsn == accounts_dsn:
+                raise
+            away.add(dsn)
     async with AsyncExitStack() as stack:
-        accounts, shards = await _connect(stack, settings, accounts_dsn, shard_dsns, f"tessera {name}")
+        accounts, shards = await _connect(stack, settings, accounts_dsn, shard_dsns, f"tessera {name}", away)
         async with accounts.reading() as tx:
             placement = await get_placement(tx, settings.tessera.partitions, list(shards))
         yield Stores(accounts, RoomShards(shards, placement, settings.tessera.partitions))
 
 
 async def _connect(
-    stack: AsyncExitStack, settings: Settings, accounts_dsn: str, shard_dsns: dict[str, str], application_name: str
+    stack: AsyncExitStack,
+    settings: Settings,
+    accounts_dsn: str,
+    shard_dsns: dict[str, str],
+    application_name: str,
+    away: Collection[str] = (),
 ) -> tuple[Database, dict[str, Database]]:
-    """A pool for each database, however many roles it has."""
+    """A pool for each database, however many roles it has; those that are away are connected to when they are asked."""
     pool = settings.pool
     databases: dict[str, Database] = {}
     for dsn in dict.fromkeys([accounts_dsn, *shard_dsns.values()]):
         database = await Database.connect(
             dsn,
-            min_size=pool.min_size,
+            min_size=0 if dsn in away else pool.min_size,
             max_size=pool.max_size,
             pgbouncer=settings.tessera.pgbouncer,
             application_name=application_name,
         )
         stack.push_async_callback(database.close)
         databases[dsn] = database
+        if dsn in away:
+            continue
         shard = next((name for name, its_dsn in shard_dsns.items() if its_dsn == dsn), "")
         await _require_durability(settings, database, "the account store" if dsn == accounts_dsn else f"shard {shard}")
     return databases[accounts_dsn], {name: databases[dsn] for name, dsn in shard_dsns.items()}

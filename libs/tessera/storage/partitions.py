@@ -29,6 +29,18 @@ WITH raised AS (
 SELECT incarnation, head FROM raised
 """
 
+# The same for all that lie in this shard, nobody writing them.
+_BEGIN_ANEW = """
+WITH raised AS (
+    UPDATE rooms.partitions SET incarnation = incarnation + $1, head = head + 1 WHERE state <> 'moved'
+    RETURNING partition, incarnation, head
+), told AS (
+    INSERT INTO rooms.records (partition, position, incarnation, room_id, room_previous, kind)
+    SELECT partition, head, incarnation, '', 0, $2 FROM raised
+)
+SELECT count(*) FROM raised
+"""
+
 _LIST = """
 SELECT p.partition, p.state, coalesce(w.name, ''), coalesce(w.expires_at > clock_timestamp(), false), l.heir, p.epoch,
     p.incarnation, p.head, p.announced, p.topic_id, p.done_offset
@@ -97,6 +109,15 @@ async def raise_incarnation(tx: Transaction, partition: int, epoch: int, above: 
     """
     row = await tx.fetchrow(_RAISE, partition, epoch, above.incarnation, above.position, int(RecordKind.GAP))
     return None if row is None else PartitionHead(*row)
+
+
+async def begin_anew(tx: Transaction, step: int) -> int:
+    """Begin a new incarnation of all partitions of this shard, `step` above the last; how many they are.
+
+    A writer that still believes to have one of them commits nothing there, as its head has moved.
+    """
+    count: int = await tx.fetchval(_BEGIN_ANEW, step, int(RecordKind.GAP))
+    return count
 
 
 async def list_partitions(tx: Transaction) -> list[PartitionRow]:

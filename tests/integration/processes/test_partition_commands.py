@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tessera.embedded_postgres import EmbeddedPostgres
 from tessera.storage.database import Database
-from tests.fixtures.service_process import ServiceProcess
+from tessera.storage.migrations import Tree, migrate
+from tests.conftest import FORGETFUL
+from tests.fixtures.service_process import ServiceProcess, change_config
 
 pytestmark = pytest.mark.timeout(180)
 OWNERS = "SELECT w.name FROM rooms.leases l JOIN rooms.writers w USING (owner) WHERE l.partition = $1"
@@ -64,3 +67,40 @@ async def test_an_operator_moves_partitions(
     async with asyncio.timeout(30):
         while await store.fetchval(COUNT, "one") != 4:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+
+async def test_a_restore_is_told_when_nobody_writes(
+    service: Callable[[str, str], Awaitable[ServiceProcess]], config: Path, store: Database
+) -> None:
+    writer = await service("rooms", "one")
+    status, said = await partitions(config, "restored")
+    assert (status, "stop all processes first: one writes" in said) == (1, True), said
+    await writer.stop()
+    assert await partitions(config, "restored") == (0, "8 partitions begin a new incarnation\n")
+    assert await store.fetchval("SELECT count(*) FROM rooms.partitions WHERE incarnation > 1 AND head = 1") == 8
+    await service("rooms", "one")
+    async with asyncio.timeout(30):
+        while await store.fetchval(COUNT, "one") != 8:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def test_the_list_shows_what_it_can_while_a_shard_is_away(
+    config: Path, store: Database, dsn: str, tmp_path: Path
+) -> None:
+    other = EmbeddedPostgres(tmp_path / "other", settings=FORGETFUL)
+    await other.start()
+    try:
+        await migrate(other.dsn(), Tree.ROOMS)
+        change_config(config, shards={"main": dsn, "other": other.dsn()})
+        await store.execute("UPDATE accounts.partition_placement SET shard = 'other' WHERE partition >= 6")
+    finally:
+        await other.stop()
+    status, said = await partitions(config, "list")
+    assert status == 0, said
+    assert "shard other is away" in said
+    lines = [words for words in map(str.split, said.splitlines()) if words and words[0].isdigit()]
+    assert sorted(int(line[0]) for line in lines if line[1] == "main") == list(range(8))
+    assert [(line[0], line[2:]) for line in lines if line[1] == "other"] == [
+        ("6", ["shard", "away"]),
+        ("7", ["shard", "away"]),
+    ]

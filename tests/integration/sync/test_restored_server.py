@@ -10,7 +10,11 @@ from typing import Any
 
 from prometheus_client import REGISTRY
 
+from services.restored_command import begin_anew
 from tessera.embedded_postgres import EmbeddedPostgres
+from tessera.ids import IdSource
+from tessera.storage.database import Database
+from tessera.storage.shards import RoomShards
 from tests.conftest import run_sql
 from tests.fixtures.whole_server import Device, WholeServer, running_whole_server
 
@@ -173,3 +177,29 @@ def _device_keys(device: Device) -> dict[str, Any]:
 async def _key_changes(device: Device, start: str, end: str) -> tuple[set[str], set[str]]:
     answer = await device.get("/keys/changes", **{"from": start, "to": end})
     return set(answer["changed"]), set(answer["left"])
+
+
+async def test_a_restore_that_is_told_makes_all_rooms_limited_even_for_who_comes_late(
+    postgres: EmbeddedPostgres, dsn: str, tmp_path: Path
+) -> None:
+    server = Restorable(postgres, dsn, tmp_path)
+    async with server.running() as (running, _):
+        alice, bob = await running.register("alice"), await running.register("bob")
+        room_id = await alice.make_room(preset="public_chat")
+        await bob.post(f"/join/{room_id}")
+        await alice.send(room_id, "kept")
+        await bob.sync()
+    await server.back_up()
+    async with server.running(alice, bob) as (_, (alice, bob)):
+        await alice.send(room_id, "lost")
+        token = (await bob.sync())["next_batch"]
+    await server.restore()
+    database = await Database.connect(dsn)
+    assert await begin_anew(RoomShards({"main": database}, dict.fromkeys(range(4), "main"), 4), IdSource()) == 4
+    await database.close()
+    async with server.running(alice, bob) as (_, (alice, bob)):
+        for number in range(5):
+            await alice.send(room_id, f"new {number}")
+        section = (await bob.sync(token, timeout=LONG_MS))["rooms"]["join"][room_id]
+        assert section["timeline"]["limited"]
+        assert texts(section) == ["kept", *(f"new {number}" for number in range(5))]
