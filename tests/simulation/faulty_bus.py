@@ -40,8 +40,10 @@ class Faults:
 class _Partition:
     entries: dict[int, bytes] = field(default_factory=dict)
     next_offset: int = 0
+    ever: set[bytes] = field(default_factory=set)  # what it had, emptied since or not
 
     def append(self, data: bytes) -> None:
+        self.ever.add(data)
         self.entries[self.next_offset] = data
         self.next_offset += 1
 
@@ -57,6 +59,14 @@ class Topic:
 
     def of(self, partition: int) -> _Partition:
         return self.partitions.setdefault(partition, _Partition())
+
+    def highest_positions(self) -> dict[int, int]:
+        """Of the records that each partition ever had."""
+        return {
+            partition: max(decode_record(data).position for data in kept.ever)
+            for partition, kept in self.partitions.items()
+            if kept.ever
+        }
 
     def empty(self) -> None:
         """All entries are deleted, as by a retention gone wrong; offsets go on."""

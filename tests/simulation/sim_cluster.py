@@ -1,9 +1,10 @@
 """A cluster in one event loop: the real services, each in a simulated process, on a faulty bus and fan-out."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any
 from urllib.parse import urlencode
@@ -11,11 +12,12 @@ from urllib.parse import urlencode
 import orjson
 from faulty_bus import Faults, FaultyCommandBus, FaultyRecordBus, Topic
 from faulty_fanout import FanoutServer, FaultyFanout
+from sim_peer import Peer
 from sim_process import ProcessDied, SimProcess
 from starlette.requests import Request
 from virtual_loop import VirtualLoop
 
-from matrixcore.identifiers import UserId
+from matrixcore.identifiers import ServerName, UserId
 from matrixcore.signing import SigningKey
 from services.gateway import room_routes
 from services.gateway.main import open_gateway
@@ -29,7 +31,7 @@ from tessera.http.authentication import Requester, access_token_of
 from tessera.http.limits import LocalRateLimits
 from tessera.ids import IdSource
 from tessera.last_seen import LastSeenRecorder
-from tessera.service import ServiceOpener, Surroundings
+from tessera.service import CannotStart, ServiceOpener, Surroundings
 from tessera.storage.database import Database, DatabaseUnavailable
 from tessera.storage.shards import RoomShards
 from tessera.token_authenticator import TokenAuthenticator
@@ -37,14 +39,19 @@ from tessera.token_authenticator import TokenAuthenticator
 SERVER = "sim.example"
 PARTITIONS = 4
 EPOCH_MS = 1_700_000_000_000
-KINDS = ("writer", "gateway", "sync", "projector")
+KINDS = ("writer", "gateway", "sync", "projector", "receiver")
 ASK_SECONDS = 90.0
+MAX_CONNECTIONS = 4  # of a process; PostgreSQL parses its statements on each of them
 OPENERS: Mapping[str, ServiceOpener] = {
     "writer": open_rooms,
     "gateway": open_gateway,
     "sync": open_sync,
     "projector": open_projector,
 }
+_EXPIRE = """
+WITH writers AS (UPDATE rooms.writers SET expires_at = '-infinity' WHERE name = $1)
+UPDATE accounts.consumer_owners SET expires_at = '-infinity' WHERE owner LIKE $1 || '%'
+"""
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
@@ -92,7 +99,7 @@ class Member:
     kind: str
     name: str
     process: SimProcess
-    app: App | None = None
+    app: Any = None  # what it answers requests with
 
 
 class SimCluster:
@@ -100,10 +107,11 @@ class SimCluster:
 
     Args:
         dsn: a database with both schemas.
+        database: connections to it that belong to no process.
         strikes: in the order of their coming, each counted from the one before of its kind.
     """
 
-    def __init__(self, loop: VirtualLoop, dsn: str, random: Random, strikes: list[Strike]) -> None:
+    def __init__(self, loop: VirtualLoop, dsn: str, database: Database, random: Random, strikes: list[Strike]) -> None:
         self.loop = loop
         self.random = random
         self.faults = Faults(random)
@@ -116,10 +124,14 @@ class SimCluster:
         self.struck: list[str] = []
         self._running: set[asyncio.Task[None]] = set()
         self._dsn = dsn
+        self._database = database
         self._strikes = {kind: [strike for strike in strikes if strike.kind == kind] for kind in KINDS}
         self._steps = dict.fromkeys(KINDS, 0)
         self._ids = IdSource(random.randbytes)
         self._signing_key = SigningKey("sim", random.randbytes(32))
+        self.peer = Peer(self.faults, Random(random.random()))
+        receiver = partial(self.peer.receiver, ServerName(SERVER))
+        self._openers: Mapping[str, ServiceOpener] = {**OPENERS, "receiver": receiver}
 
     async def start(self, counts: Mapping[str, int]) -> None:
         """Start so many of each kind, and wait until they work."""
@@ -131,7 +143,7 @@ class SimCluster:
         while True:
             process = SimProcess(name, self.loop, self._before_step)
             self.members[name] = Member(kind, name, process)
-            ready: asyncio.Future[App | None] = self.loop.create_future()
+            ready: asyncio.Future[Any] = self.loop.create_future()
             process.spawn(self._main(kind, process, ready))
             while not ready.done() and not process.dead:  # noqa: ASYNC110 -- a dead process sets nothing
                 await asyncio.sleep(0.05)
@@ -139,7 +151,7 @@ class SimCluster:
                 return
             try:
                 self.members[name].app = ready.result()
-            except DatabaseUnavailable:  # it ends with one line, and what keeps it alive starts it again
+            except (DatabaseUnavailable, CannotStart):  # it ends with one line, and what keeps it alive starts it again
                 await asyncio.sleep(1)
             else:
                 return
@@ -191,14 +203,9 @@ class SimCluster:
         Whoever is back by then renews its lease or makes another, as after a pause that was just too long.
         """
         await asyncio.sleep(4)
-        database = await Database.connect(self._dsn, max_size=1)
-        await database.execute("UPDATE rooms.writers SET expires_at = '-infinity' WHERE name = $1", name)
-        await database.execute(
-            "UPDATE accounts.consumer_owners SET expires_at = '-infinity' WHERE owner LIKE $1 || '%'", name
-        )
-        await database.close()
+        await self._database.execute(_EXPIRE, name)
 
-    async def _main(self, kind: str, process: SimProcess, ready: "asyncio.Future[App | None]") -> None:
+    async def _main(self, kind: str, process: SimProcess, ready: "asyncio.Future[Any]") -> None:
         try:
             await self._serve(kind, process, ready)
         except Exception as error:
@@ -207,8 +214,8 @@ class SimCluster:
             else:
                 ready.set_exception(error)
 
-    async def _serve(self, kind: str, process: SimProcess, ready: "asyncio.Future[App | None]") -> None:
-        database = await Database.connect(self._dsn, max_size=6)
+    async def _serve(self, kind: str, process: SimProcess, ready: "asyncio.Future[Any]") -> None:
+        database = await Database.connect(self._dsn, max_size=MAX_CONNECTIONS)
         shards = RoomShards({"main": database}, dict.fromkeys(range(PARTITIONS), "main"), PARTITIONS)
         clock = LoopClock(self.loop, self.random.randint(-5_000, 5_000))
         last_seen = LastSeenRecorder(database, clock)
@@ -234,12 +241,12 @@ class SimCluster:
                 is_shared=True,
                 federation=federation,
             )
-            async with OPENERS[kind](around) as service, asyncio.TaskGroup() as tasks:
+            async with self._openers[kind](around) as service, asyncio.TaskGroup() as tasks:
                 for background in service.background:
                     tasks.create_task(background())
-                app = None
+                app = service.state.get("take")
                 if service.routes:
-                    routers = room_routes.room_routers() if kind == "gateway" else []
+                    routers = room_routes.room_routers() if kind == "gateway" else ()
                     state = {**service.state, "authenticator": Tokens()}
                     app = create_app(routes=service.routes["client"], routers=routers, state=state, ids=self._ids)
                 ready.set_result(app)
@@ -250,17 +257,29 @@ class SimCluster:
         Raises:
             ProcessDied: nobody lives there, or the process died meanwhile.
         """
+        what = f"{method} {path}"
+        return await self._have(kind, lambda app: call_app(app, token, method, path, body, query), what)
+
+    async def hand_over(self, pdus: Sequence[object]) -> bool:
+        """Give PDUs to some receiver; whether it has them now.
+
+        Raises:
+            ProcessDied: as `ask`.
+        """
+        taken: bool = await self._have("receiver", lambda take: take(pdus), "a transaction")
+        return taken
+
+    async def _have(self, kind: str, work: Callable[[Any], Coroutine[Any, Any, Any]], what: str) -> Any:
         member = self.random.choice(self.of_kind(kind))
         if member.app is None or member.process.dead:
             await asyncio.sleep(0.2)
             raise ProcessDied(member.name)
-        work = call_app(member.app, token, method, path, body, query)
         asked = self.loop.time()
         try:
             async with asyncio.timeout(ASK_SECONDS):
-                return await member.process.ask(work)
+                return await member.process.ask(work(member.app))
         except TimeoutError:
-            raise ProcessDied(f"{member.name}: no answer since {asked:.3f} to {method} {path}") from None
+            raise ProcessDied(f"{member.name}: no answer since {asked:.3f} to {what}") from None
 
     def calm(self) -> None:
         """No more faults: everything that stands still goes on."""

@@ -92,6 +92,7 @@ class SimProcess:
         if self._resumed is not None and not self.dead:
             resumed, self._resumed = self._resumed, None
             resumed.set_result(None)
+            self.loop.go_on(self)
 
     def kill(self) -> None:
         """SIGKILL: no task runs another step, not even its `finally`; PostgreSQL sees the connections end."""

@@ -29,8 +29,12 @@ class Place(Protocol):
     """The simulated process that a connection belongs to."""
 
     @property
+    def dead(self) -> bool:
+        """Nothing is handed over to it any more."""
+
+    @property
     def halted(self) -> bool:
-        """Paused or dead: nothing is handed over to it."""
+        """Paused or dead: nothing is handed over to it now."""
 
 
 # No turn of the loop takes no time: a timer is run up to a nanosecond early, and whoever then waits for the rest of it
@@ -58,12 +62,14 @@ class _JumpingSelector(selectors.BaseSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         self._loop.jump(TICK_SECONDS)
+        if timeout == 0 and not self._loop.is_asking:
+            return []
         ready = self._real.select(0)
         if ready or timeout == 0:
             return ready
         # Real time, and nothing else may use it: only how long PostgreSQL is waited for.
         until = time.monotonic() + PATIENCE_SECONDS
-        while self._loop.outstanding():
+        while self._loop.expected:
             left = until - time.monotonic()
             if left <= 0:
                 self._loop.give_up_waiting()
@@ -72,10 +78,10 @@ class _JumpingSelector(selectors.BaseSelector):
                 return ready
         if timeout is None:
             return self._real.select(PATIENCE_SECONDS)
-        if any(wire.blocked for wire in self._loop.wires) and (ready := self._real.select(timeout / LOCKED_SPEED)):
+        if self._loop.blocked and (ready := self._real.select(timeout / LOCKED_SPEED)):
             return ready
         self._loop.jump(timeout)
-        return self._real.select(0)
+        return []
 
     def close(self) -> None:
         self._real.close()
@@ -91,6 +97,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._now = 0.0
         self._random = random
         self.wires: set[_Wire] = set()
+        self.expected: set[_Wire] = set()  # those on which PostgreSQL owes an answer that is likely to come at once
+        self.blocked: set[_Wire] = set()  # those whose statement waits for a lock
+        self._stopped: set[_Wire] = set()  # those whose answers wait until their process goes on
         super().__init__(_JumpingSelector(self))
 
     def time(self) -> float:
@@ -100,15 +109,25 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Nothing is to be done for so long."""
         self._now += seconds
 
-    def outstanding(self) -> bool:
-        """Whether PostgreSQL owes an answer that is likely to come at once."""
-        return any(wire.owed > 0 and not wire.blocked and not wire.delivery_due for wire in self.wires)
+    @property
+    def is_asking(self) -> bool:
+        """Whether PostgreSQL owes anything."""
+        return bool(self.expected or self.blocked)
 
     def give_up_waiting(self) -> None:
         """What has not answered by now waits for a lock."""
-        for wire in self.wires:
-            if wire.owed > 0:
-                wire.blocked = True
+        for wire in tuple(self.expected):
+            wire.block()
+
+    def stop_wire(self, wire: "_Wire") -> None:
+        """A wire's process stands still: its answers come when it goes on."""
+        self._stopped.add(wire)
+
+    def go_on(self, place: Place) -> None:
+        """A process that stood still goes on."""
+        for wire in [wire for wire in self._stopped if wire.place is place]:
+            self._stopped.discard(wire)
+            self.call_later(self.latency(), wire.deliver)
 
     def latency(self) -> float:
         """How long an answer takes, in virtual seconds."""
@@ -152,20 +171,27 @@ class _Wire(asyncio.Protocol):
     def __init__(self, loop: VirtualLoop, inner: asyncio.Protocol, place: Place | None) -> None:
         self.loop, self.inner, self.place = loop, inner, place
         self._awaited: deque[bytes] = deque()  # the kinds of messages that end each answer
-        self.blocked = False
+        self._is_blocked = False
         self.transport: Any = None
         self._started = False
         self._sent = bytearray()
         self._received = bytearray()
         self._held: list[bytes] = []
-        self.delivery_due = False
+        self._delivery_due = False
         self._lost: Exception | None = None
         self._is_lost = False
 
-    @property
-    def owed(self) -> int:
-        """How many answers PostgreSQL has still to give."""
-        return len(self._awaited)
+    def block(self) -> None:
+        """Its statement waits for a lock."""
+        self._is_blocked = True
+        self._note()
+
+    def _note(self) -> None:
+        """Keep the loop's lists of who is waited for."""
+        owes = bool(self._awaited) and not self._is_lost
+        is_expected = owes and not self._is_blocked and not self._delivery_due
+        (self.loop.expected.add if is_expected else self.loop.expected.discard)(self)
+        (self.loop.blocked.add if owes and self._is_blocked else self.loop.blocked.discard)(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.loop.wires.add(self)
@@ -174,14 +200,16 @@ class _Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._held.append(data)
-        self.blocked = False
+        self._is_blocked = False
         if self._answers_end(data) or not self._started:
             self._deliver_later()
+        self._note()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.loop.wires.discard(self)
         self._is_lost, self._lost = True, exc
         self._deliver_later()
+        self._note()
 
     def pause_writing(self) -> None:
         self.inner.pause_writing()
@@ -192,7 +220,11 @@ class _Wire(asyncio.Protocol):
     def note_sent(self, data: bytes) -> None:
         """Count the requests that end with an answer of their own."""
         self._sent += data
-        self.blocked = False
+        self._is_blocked = False
+        self._count_requests()
+        self._note()
+
+    def _count_requests(self) -> None:
         while True:
             if not self._started:
                 if len(self._sent) < 8:
@@ -238,25 +270,30 @@ class _Wire(asyncio.Protocol):
         return ended
 
     def _deliver_later(self) -> None:
-        if not self.delivery_due:
-            self.delivery_due = True
-            self.loop.call_later(self.loop.latency(), self._deliver)
+        if not self._delivery_due:
+            self._delivery_due = True
+            self.loop.call_later(self.loop.latency(), self.deliver)
 
-    def _deliver(self) -> None:
+    def deliver(self) -> None:
+        """Hand over what has come."""
         if self.place is not None and self.place.halted:
-            self.loop.call_later(0.05, self._deliver)
+            if not self.place.dead:
+                self.loop.stop_wire(self)
             return
-        self.delivery_due = False
+        self._delivery_due = False
         held, self._held = self._held, []
         for data in held:
             self.inner.data_received(data)
         if self._is_lost:
             self.inner.connection_lost(self._lost)
+        self._note()
 
     def cut(self) -> None:
         """The process is gone: PostgreSQL sees the end of the connection, the process sees nothing any more."""
         self.loop.wires.discard(self)
         self._held.clear()
+        self._awaited.clear()
+        self._note()
         self.transport.real.abort()
 
 
