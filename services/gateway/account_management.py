@@ -15,7 +15,7 @@ from services.gateway.sessions import Wakes, end_all_devices
 from services.gateway.third_party_ids import NO_SUPPORT, SUPPORTED, unbind
 from services.gateway.uia import PASSWORD_FLOWS, Proof, UiaRequest
 from services.gateway.uia_stages import EMAIL, MSISDN
-from tessera.http.errors import BadJson, MatrixError, MissingParam, MissingToken
+from tessera.http.errors import BadJson, Forbidden, MatrixError, MissingParam, MissingToken
 from tessera.http.replies import json_reply
 from tessera.storage import departures, one_time_logins, profiles, pushers, threepids, users
 from tessera.storage.database import DatabaseUnavailable
@@ -34,6 +34,8 @@ async def change_password(request: Request, body: JsonObject, gateway: GatewayDe
 
     Who has forgotten it, and so has no session, proves an address of the account instead.
     """
+    if not gateway.settings.password_config.enabled:
+        raise Forbidden("Nobody has a password here: sign in by single sign-on")
     new_password = body.get("new_password")
     if new_password is not None and not isinstance(new_password, str):
         raise BadJson("new_password must be a string")

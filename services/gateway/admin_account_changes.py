@@ -11,9 +11,11 @@ from services.gateway.dependencies import GatewayDeps
 from services.gateway.moderation import get_local_user, mark_user
 from services.gateway.profile import change_field, check_value
 from services.gateway.registration import add_account, check_new_password
+from services.gateway.sso_mapping import MAX_EXTERNAL_ID_LENGTH
 from services.gateway.threepid_addresses import canonical_address, required_text
-from tessera.http.errors import BadJson, Forbidden, InvalidParam
-from tessera.storage import account_listing, threepids, users
+from tessera.http.errors import BadJson, Forbidden, InvalidParam, MatrixError
+from tessera.storage import account_listing, external_identities, threepids, users
+from tessera.storage.external_identities import ExternalIdentity
 
 USER_TYPES = (None, "support", "bot")
 _PROFILE = ("displayname", "avatar_url")
@@ -27,6 +29,7 @@ class AccountChanges:
         profile: displayname and avatar_url as they are to be.
         user_type: a tuple of the type, which may be None.
         addresses: (medium, address): all that the account is to have.
+        identities: all by which the user can sign in at providers.
     """
 
     password: str | None = None
@@ -37,6 +40,7 @@ class AccountChanges:
     user_type: tuple[str | None] | None = None
     profile: Mapping[str, Any] = field(default_factory=dict)
     addresses: Sequence[tuple[str, str]] | None = None
+    identities: Sequence[ExternalIdentity] | None = None
 
     @classmethod
     def parse(cls, body: Mapping[str, Any]) -> "AccountChanges":
@@ -44,8 +48,6 @@ class AccountChanges:
         password = body.get("password")
         if password is not None and not isinstance(password, str):
             raise BadJson("password must be a string")
-        if body.get("external_ids"):
-            raise InvalidParam("external_ids are not supported: nobody logs in by another service here")
         if body.get("user_type") not in USER_TYPES:
             raise InvalidParam("user_type must be support, bot or null")
         return cls(
@@ -57,6 +59,7 @@ class AccountChanges:
             (body["user_type"],) if "user_type" in body else None,
             {name: check_value(name, body[name] or "") for name in _PROFILE if name in body},
             _addresses_of(body),
+            _identities_of(body),
         )
 
 
@@ -86,7 +89,7 @@ async def change_account(gateway: GatewayDeps, user_id: UserId, changes: Account
     Raises:
         InvalidParam: a closed account cannot be opened again.
         Forbidden: administrators neither close, lock nor demote themselves.
-        MatrixError: M_THREEPID_IN_USE.
+        MatrixError: M_THREEPID_IN_USE, 409 for somebody else's identity.
     """
     if by == user_id and (changes.deactivated or changes.locked or changes.is_admin is False):
         raise Forbidden("You cannot do this to your own account")
@@ -95,6 +98,10 @@ async def change_account(gateway: GatewayDeps, user_id: UserId, changes: Account
         raise InvalidParam("A closed account cannot be opened again")
     if changes.addresses is not None:
         await _set_addresses(gateway, user_id, changes.addresses)
+    if changes.identities is not None:
+        async with gateway.accounts.transaction() as tx:
+            if not await external_identities.set_identities(tx, user_id, changes.identities):
+                raise MatrixError("An external ID is somebody else's", errcode="M_UNKNOWN", status=409)
     async with gateway.accounts.transaction() as tx:
         if changes.is_admin is not None:
             await users.set_admin(tx, user_id, changes.is_admin)
@@ -130,6 +137,18 @@ def _addresses_of(body: Mapping[str, Any]) -> list[tuple[str, str]] | None:
         raise BadJson("threepids must be a list of at most 100 objects")
     media = [(required_text(one, "medium"), required_text(one, "address")) for one in given]
     return [(medium, canonical_address(medium, address)) for medium, address in media]
+
+
+def _identities_of(body: Mapping[str, Any]) -> list[ExternalIdentity] | None:
+    given = body.get("external_ids")
+    if given is None:
+        return None
+    if not isinstance(given, list) or len(given) > 100 or not all(isinstance(one, Mapping) for one in given):
+        raise BadJson("external_ids must be a list of at most 100 objects")
+    pairs = [(required_text(one, "auth_provider"), required_text(one, "external_id")) for one in given]
+    if not all(0 < len(text) <= MAX_EXTERNAL_ID_LENGTH and text.isprintable() for pair in pairs for text in pair):
+        raise InvalidParam(f"auth_provider and external_id have 1 to {MAX_EXTERNAL_ID_LENGTH} printable characters")
+    return [ExternalIdentity(*pair) for pair in pairs]
 
 
 def _flag(body: Mapping[str, Any], name: str) -> bool | None:

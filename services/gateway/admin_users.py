@@ -18,7 +18,7 @@ from services.gateway.registration import optional_flag, optional_text, parse_us
 from services.gateway.routing import JsonObject, absolute_router
 from tessera.http.errors import BadJson, MissingParam, NotFound
 from tessera.http.replies import json_reply
-from tessera.storage import account_listing, devices, threepids, user_rooms
+from tessera.storage import account_listing, devices, external_identities, threepids, user_rooms
 from tessera.storage.account_listing import ACCOUNT_ORDERS, Account, AccountFilter
 
 admin_router = absolute_router()
@@ -169,6 +169,7 @@ async def load_account(gateway: GatewayDeps, user_id: UserId) -> dict[str, Any]:
     async with gateway.accounts.reading() as tx:
         account = await account_listing.find_account(tx, user_id)
         addresses = await threepids.list_threepids(tx, user_id)
+        identities = await external_identities.list_identities(tx, user_id)
     if account is None:
         raise NotFound("There is no such user")
     shown = [
@@ -178,7 +179,7 @@ async def load_account(gateway: GatewayDeps, user_id: UserId) -> dict[str, Any]:
     return {
         **account_json(account),
         "threepids": shown,
-        "external_ids": [],
+        "external_ids": [one._asdict() for one in identities],
         "appservice_id": account.appservice_id,
         "consent_server_notice_sent": None,
         "consent_version": None,

@@ -41,6 +41,7 @@ from services.gateway import (
     room_keys,
     room_routes,
     send_to_device,
+    sso,
     tags,
     third_party_ids,
     third_party_networks,
@@ -66,6 +67,8 @@ from services.gateway.receipt_batches import ReceiptBatches
 from services.gateway.room_changes import RoomChanges
 from services.gateway.routing import V1_PREFIXES, mounted
 from services.gateway.sessions import TokenLifetimes
+from services.gateway.sso_provider import SSO, SingleSignOn
+from services.gateway.sso_uia import SsoStage, own_flows
 from services.gateway.telephone_delegate import TelephoneDelegate
 from services.gateway.uia import UserInteractiveAuth
 from services.gateway.uia_stages import build_stages
@@ -94,6 +97,7 @@ _MODULES = (
         web_client,
         login,
         login_token,
+        sso,
         logout,
         refresh,
         registration,
@@ -183,6 +187,11 @@ def build_gateway(
     addresses = AddressValidation(settings, accounts, clock, ids, limits, mailer)
     telephones = TelephoneDelegate(calls.trusted, settings.account_threepid_delegates.msisdn, limits)
     stages = build_stages(settings, accounts, clock, calls, policies, addresses, telephones)
+    sign_on = SingleSignOn.of(settings, calls.trusted, clock)
+    if sign_on is not None:
+        stages[SSO] = SsoStage()
+    has_passwords = settings.password_config.enabled
+    flows_of = None if sign_on is None else own_flows(accounts, sign_on, has_passwords=has_passwords)
 
     async def find_profiles(user_ids: Sequence[UserId]) -> Mapping[UserId, Profile]:
         async with accounts.reading() as tx:
@@ -203,13 +212,14 @@ def build_gateway(
         lifetimes=TokenLifetimes.of(settings),
         passwords=passwords,
         attempts=attempts,
-        uia=UserInteractiveAuth(accounts, clock, ids, passwords, attempts, server_name, stages),
+        uia=UserInteractiveAuth(accounts, clock, ids, passwords, attempts, server_name, stages, flows_of),
         policies=policies,
         calls=calls,
         addresses=addresses,
         telephones=telephones,
         propagate_profile=MemberEventPropagator(changes),
         signing_key=signing_key,
+        sso=sign_on,
         receipts=ReceiptBatches(changes),
         claims=claims or authenticator.appservices,
         profile_lookups=GatheredLookups(find_profiles),

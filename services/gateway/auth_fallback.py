@@ -15,6 +15,8 @@ from services.gateway.dependencies import GatewayDeps, gateway_of
 from services.gateway.pages import form_of, page
 from services.gateway.policies import CONSENT_PATH
 from services.gateway.routing import client_routes
+from services.gateway.sso_provider import SSO
+from services.gateway.sso_uia import begin_operation
 from services.gateway.uia import DUMMY, StageFailed
 from services.gateway.uia_stages import RECAPTCHA, REGISTRATION_TOKEN, TERMS
 from tessera.config.accounts import UserConsent
@@ -34,6 +36,8 @@ _CAPTCHA_SOURCES = "https://www.recaptcha.net https://www.gstatic.com https://ww
 
 async def get_auth_fallback(request: Request) -> Response:
     """The page of a stage."""
+    if request.path_params["stage"] == SSO:
+        return await begin_operation(request, _session_of(request))
     return _stage_page(request, _stage_of(request), _session_of(request))
 
 

@@ -33,7 +33,7 @@ def capabilities_of(settings: Settings, *, is_admin: bool = False) -> dict[str, 
     if disallowed:
         profile_fields["disallowed"] = disallowed
     capabilities = {
-        "m.change_password": {"enabled": True},
+        "m.change_password": {"enabled": settings.password_config.enabled},
         "m.room_versions": {
             "default": settings.default_room_version,
             "available": dict.fromkeys(ROOM_VERSIONS, "stable"),

@@ -24,6 +24,7 @@ from services.gateway.room_creation import RoomMaker
 from services.gateway.rooms_elsewhere import RoomsElsewhere
 from services.gateway.sessions import TokenLifetimes
 from services.gateway.spaces_elsewhere import SpacesElsewhere
+from services.gateway.sso_provider import SingleSignOn
 from services.gateway.telephone_delegate import TelephoneDelegate
 from services.gateway.uia import UserInteractiveAuth
 from tessera.bridged_names import BridgedNames
@@ -64,6 +65,7 @@ class GatewayDeps:
         peers: asks other servers; None where a test has none.
         backfiller: fetches history from them; None as before.
         spaces: asks them about rooms that are not here; None as before.
+        sso: the providers of identities; None where none is configured.
     """
 
     settings: Settings
@@ -96,6 +98,7 @@ class GatewayDeps:
     peers: FederationClient | None = None
     backfiller: Backfiller | None = None
     spaces: SpacesElsewhere | None = None
+    sso: SingleSignOn | None = None
 
     @property
     def remote_keys(self) -> RemoteKeys | None:

@@ -27,9 +27,15 @@ _REFUSED = "Invalid username or password"
 @router.get("/login")
 async def get_login_flows(gateway: GatewayDep) -> Response:
     """The ways to log in."""
-    flows: list[dict[str, Any]] = [{"type": "m.login.password"}]
+    flows: list[dict[str, Any]] = []
+    if gateway.settings.password_config.enabled:
+        flows.append({"type": "m.login.password"})
+    if gateway.sso is not None:
+        flows.append(gateway.sso.login_flow())
     if gateway.settings.login_via_existing_session.enabled:
         flows.append({"type": "m.login.token", "get_login_token": True})
+    elif gateway.sso is not None:
+        flows.append({"type": "m.login.token"})
     if gateway.authenticator.appservices.registrations:
         flows.append({"type": APPSERVICE_LOGIN})
     return json_reply({"flows": flows})
@@ -46,9 +52,9 @@ async def login(request: Request, body: JsonObject, gateway: GatewayDep, client_
         raise MissingParam("type is missing")
     if not isinstance(kind, str):
         raise BadJson("type must be a string")
-    if kind == "m.login.password":
+    if kind == "m.login.password" and gateway.settings.password_config.enabled:
         return json_reply(await login_by_password(gateway, body))
-    if kind == "m.login.token" and gateway.settings.login_via_existing_session.enabled:
+    if kind == "m.login.token" and (gateway.settings.login_via_existing_session.enabled or gateway.sso is not None):
         return json_reply(await login_by_token(gateway, body))
     raise MatrixError("Unknown login type", errcode="M_UNKNOWN", status=400)
 

@@ -234,9 +234,9 @@ def read_metadata(provider: OidcProvider, found: Mapping[str, Any]) -> Metadata:
     if authorization is None or token is None:
         raise ProviderFailed("the discovery document lacks an endpoint")
     offered = found.get("id_token_signing_alg_values_supported")
-    algorithms = provider.id_token_signing_alg_values_supported or tuple(
-        one for one in (offered if isinstance(offered, list) else ()) if isinstance(one, str)
-    )
+    algorithms: tuple[str, ...] = provider.id_token_signing_alg_values_supported
+    if not algorithms and isinstance(offered, list):
+        algorithms = tuple(one for one in offered if isinstance(one, str))
     methods = found.get("code_challenge_methods_supported")
     return Metadata(
         issuer,

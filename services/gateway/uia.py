@@ -6,8 +6,8 @@ to the identity of what is asked (whose device, which account): it authorises no
 Spec: C-S API §User-Interactive Authentication API.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, ClassVar, Protocol
 
@@ -134,6 +134,7 @@ class UserInteractiveAuth:
 
     Attributes:
         stages: by name, beside the password and the dummy.
+        own_flows: how a user can prove to be it, where there are other ways than the password.
     """
 
     accounts: Database
@@ -143,6 +144,7 @@ class UserInteractiveAuth:
     attempts: LoginAttempts
     server_name: ServerName
     stages: Mapping[str, Stage] = field(default_factory=dict)
+    own_flows: Callable[[UserId], Awaitable[Flows]] | None = None
 
     async def require(self, request: UiaRequest, auth: object) -> Proof:
         """Return once all stages of a flow are done; the session is then used up.
@@ -164,6 +166,8 @@ class UserInteractiveAuth:
 
     async def prove(self, request: UiaRequest, auth: object) -> Proof:
         """The same without using the session up; the caller does with `consume`, where its change is made."""
+        if self.own_flows is not None and request.user_id is not None and request.flows is PASSWORD_FLOWS:
+            request = replace(request, flows=await self.own_flows(request.user_id))
         if auth is None:
             raise await self._challenge(request, None, ())
         if not isinstance(auth, Mapping):
@@ -258,6 +262,7 @@ class UserInteractiveAuth:
                 session_id,
                 request.operation,
                 request.digest,
+                user_id=request.user_id,
                 expires_ts=now_ms + SESSION_LIFETIME_MS,
                 now_ms=now_ms,
             )

@@ -57,6 +57,10 @@ def joint_problems(settings: Settings) -> list[Problem]:
 
 def _account_problems(settings: Settings) -> Iterator[Problem]:
     """Ways to prove oneself that lack what they need."""
+    if not settings.password_config.enabled and not settings.oidc_providers:
+        yield Problem("password_config.enabled", "cannot be false without oidc_providers: nobody could log in")
+    if not settings.password_config.enabled and settings.enable_registration:
+        yield Problem("enable_registration", "makes accounts with passwords, and password_config.enabled is false")
     if settings.enable_registration_captcha:
         for key in ("recaptcha_public_key", "recaptcha_private_key"):
             if getattr(settings, key) is None:

@@ -54,13 +54,14 @@ def _refuse_policy(value: object) -> None:
 
 
 class PasswordConfig(Section):
-    """Accounts with passwords of our own cannot be switched off.
+    """Passwords of our own.
 
     Attributes:
+        enabled: whether people log in by them; else there must be single sign-on.
         pepper: part of the bcrypt hashes that Synapse made; those that are made here have none.
     """
 
-    enabled: Literal[True] = True
+    enabled: bool = True
     localdb_enabled: Literal[True] = True
     pepper: SecretStr | None = None
     policy: Annotated[None, BeforeValidator(_refuse_policy)] = None

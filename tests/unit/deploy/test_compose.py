@@ -148,6 +148,7 @@ def test_the_proxy_knows_every_route() -> None:
         "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync",
         "/_matrix/media/*",
         "/_matrix/federation/*",
+        "/_synapse/client/*",
     ):
         assert path in text
     for name in ("gateway", "sync", "media", "federation-in"):

@@ -133,6 +133,7 @@ def test_synapses_keys_that_would_change_behaviour_are_refused_unless_off(read: 
     )
     assert problems["saml2_config"] == "is not supported; remove it, or switch it off"
     assert problems["enable_search"] == "cannot be changed here; remove it, or leave it at True"
+    assert problems["password_config.enabled"] == "cannot be false without oidc_providers: nobody could log in"
     assert problems.keys() == {"saml2_config", "hs_disabled", "enable_search", "password_config.enabled"}
     assert read(
         MINIMAL + "oidc_providers: []\nhs_disabled: false\n"
