@@ -6,6 +6,7 @@ from matrixcore.identifiers import EventId, RoomId, UserId
 from services.gateway.dependencies import GatewayDep, GatewayDeps
 from services.gateway.optional_body import OptionalJsonObject
 from services.gateway.path_identifiers import event_id_of, room_id_of
+from services.gateway.related_redactions import redact_related, relations_of
 from services.gateway.room_changes import session_of
 from services.gateway.room_membership import reason_of
 from services.gateway.room_send import send_redaction
@@ -31,15 +32,12 @@ async def redact_event(
     if requester.is_suspended:
         await _require_own(gateway, room, target, requester.user_id)
     gateway.limits.check(await _limit_of(gateway, room, target, requester.user_id), requester.user_id)
-    redaction_id = await send_redaction(
-        gateway.rooms,
-        session_of(requester),
-        room,
-        target,
-        {**reason_of(body)},
-        f"/rooms/{room}/redact/{target}/{txn_id}",
-        txn_id,
-    )
+    rel_types = relations_of(body)
+    content, path = {**reason_of(body)}, f"/rooms/{room}/redact/{target}/{txn_id}"
+    session = session_of(requester)
+    redaction_id = await send_redaction(gateway.rooms, session, room, target, content, path, txn_id)
+    if rel_types:
+        await redact_related(gateway.rooms, session, room, target, rel_types, content, path, txn_id)
     return json_reply({"event_id": redaction_id})
 
 

@@ -57,7 +57,7 @@ _GOOD: dict[str, Any] = {
         "avatar_url": "mxc://a/b",
         "via": ["a"],
     },
-    "/redact/{event_id}/{txn_id}": {"reason": "none"},
+    "/redact/{event_id}/{txn_id}": {"reason": "none", "org.matrix.msc3912.with_relations": ["m.thread"]},
     "/upgrade": {"new_version": "12", "additional_creators": ["@nobody:{server}"]},
     "/invite": _MEMBER,
     "/ban": _MEMBER,

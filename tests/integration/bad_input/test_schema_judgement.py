@@ -61,8 +61,11 @@ def test_a_file_says_what_is_asked_and_answered(operation: Operation) -> None:
 def test_requests_are_right_and_wrong_and_the_same_for_one_seed(operation: Operation) -> None:
     right = operation.requests(VALID, 10, 1)
     assert right
-    assert all(isinstance(case.body["topic"], str) for case in right)
-    assert [case.body for case in operation.requests(VALID, 10, 1)] == [case.body for case in right]
+    # A body that need not be sent is left out now and then.
+    given = [case.body for case in right if isinstance(case.body, dict)]
+    assert given
+    assert all(isinstance(body["topic"], str) for body in given)
+    assert [repr(case.body) for case in operation.requests(VALID, 10, 1)] == [repr(case.body) for case in right]
     wrong = [case.body for case in operation.requests(INVALID, 20, 1)]
     assert any(not isinstance(body, dict) or not isinstance(body.get("topic"), str) for body in wrong)
 

@@ -116,6 +116,13 @@ _PARTICIPATED = _THREAD_ROOTS.format(
 
 _REL_TYPE = "SELECT rel_type FROM rooms.events WHERE room_id = $1 AND event_id = $2"
 
+_CHILD_IDS = """
+SELECT event_id FROM rooms.events
+WHERE room_id = $1 AND relates_to = $2 AND ($3::text[] IS NULL OR rel_type = ANY($3::text[]))
+  AND anchor IS NOT NULL AND redacted_by IS NULL
+ORDER BY anchor, sub LIMIT $4
+"""
+
 _ANNOTATION_SENT = """
 SELECT sender_device, txn_id FROM rooms.events
 WHERE room_id = $1 AND relates_to = $2 AND rel_type = 'm.annotation' AND type = $3 AND sender = $4
@@ -230,6 +237,14 @@ async def list_children(
     bounds = (*(after or LOWEST), *(up_to or HIGHEST))
     rows = await tx.fetch(query, room_id, event_id, *bounds, limit, list(ignored), *kinds)
     return [EventRow._make(row) for row in rows]
+
+
+async def list_child_ids(
+    tx: Transaction, room_id: RoomId, event_id: EventId, rel_types: Sequence[str] | None, limit: int
+) -> list[EventId]:
+    """Events that relate to this one and are not redacted, the oldest first; None is every way to relate."""
+    rows = await tx.fetch(_CHILD_IDS, room_id, event_id, None if rel_types is None else list(rel_types), limit)
+    return [EventId(row[0]) for row in rows]
 
 
 async def list_thread_roots(
