@@ -58,6 +58,7 @@ ALLOWED: tuple[Allowed, ...] = (
         "the server or page that the request names does not answer; 502 is what the media API has for that",
         operations=_codes(
             *("getPublicRooms", "queryPublicRooms", "getUrlPreview", "getUrlPreviewAuthed"),
+            *("joinRoom", "joinRoomById", "knockRoom", "getRoomIdByAlias", "getRoomSummary"),
             *("post3PIDs", "bind3PID", "inviteBy3PID", "inviteUser"),
         ),
     ),

@@ -14,10 +14,11 @@ from matrixcore.canonical_json import encode_canonical_json
 from matrixcore.signing import sign_json
 from tests.bad_input.allowed_answers import reason_for
 from tests.bad_input.schema_operations import VALID, Operation
-from tests.bad_input.schema_world import World, without_fractions
+from tests.bad_input.schema_world import LONGEST_WAIT_MS, World, without_fractions
 
 HANGS_AFTER_SECONDS = 10
 _RENEW_EVERY = 25  # requests
+LONG_POLLS = frozenset(["getEvents", "peekEvents", "sync"])
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ class Shooter:
         case.path_parameters = world.fill_path(case.path_parameters or {}, dice)
         case.query = world.fill(case.query, dice)
         case.body = world.fill(case.body, dice)
+        if operation.name in LONG_POLLS and "timeout" not in (case.query or {}):
+            case.query = {**(case.query or {}), "timeout": LONGEST_WAIT_MS}
         of_peers = operation.api == "server-server"
         base = f"https://{world.server.server_name}" if of_peers else world.server.base_url
         try:

@@ -25,7 +25,7 @@ from tests.fixtures.small_peer import SmallPeer, small_peer
 PASSWORD = "correct horse"
 API = "/_matrix/client/v3"
 _SECRET = "registration-secret"
-_LONGEST_WAIT_MS = 500
+LONGEST_WAIT_MS = 500
 _LARGEST = 2**53 - 1
 _WAITS = ("timeout", "timeout_ms")
 
@@ -79,7 +79,7 @@ class World:
         if isinstance(value, list):
             return [self.fill(item, dice, name) for item in value]
         if name in _WAITS and not isinstance(value, bool) and _is_long(value):
-            return _LONGEST_WAIT_MS
+            return LONGEST_WAIT_MS
         if isinstance(value, str) and name in self.names and dice.random() < 0.8:
             return self.names[name]
         return value
@@ -217,7 +217,7 @@ def without_fractions(value: Any) -> Any:
 
 def _is_long(value: Any) -> bool:
     try:
-        return float(value) > _LONGEST_WAIT_MS
+        return float(value) > LONGEST_WAIT_MS
     except (TypeError, ValueError, OverflowError):
         return False
 
