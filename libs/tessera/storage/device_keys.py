@@ -57,6 +57,9 @@ inbox AS (DELETE FROM accounts.to_device WHERE user_id = $1 AND device_id IN (SE
 transactions AS (
     DELETE FROM accounts.to_device_transactions WHERE user_id = $1 AND device_id IN (SELECT device_id FROM gone)
 ),
+sliding AS (
+    DELETE FROM accounts.sliding_connections WHERE user_id = $1 AND device_id IN (SELECT device_id FROM gone)
+),
 signatures AS (
     DELETE FROM accounts.key_signatures
     WHERE target_user_id = $1 AND target_key_id IN (SELECT device_id FROM gone)

@@ -15,7 +15,6 @@ from services.sync.rendering import Json, to_device_event
 from services.sync.room_plan import JOIN
 from services.sync.room_sections import UserView
 from services.sync.sliding import live_rooms
-from services.sync.sliding.connections import Sent, SentRoom, Told
 from services.sync.sliding.covering import Covered, Covering
 from services.sync.sliding.device_lists import list_device_changes
 from services.sync.sliding.extensions import (
@@ -31,6 +30,7 @@ from services.sync.sliding.request import MAX_TO_DEVICE, Form, SlidingRequest
 from services.sync.sliding.room_plan import RoomsPlan, RoomTask, plan_rooms, sent_after
 from services.sync.sliding.room_reading import ReadRoom, ShardRooms
 from services.sync.sliding.room_rendering import preview_room, room_fields, told_room
+from services.sync.sliding.sent_rooms import Sent, SentRoom, Told
 from services.sync.sliding.windows import Windows, match_rooms, named_spaces
 from services.sync.sync_instance import SyncInstance
 from services.sync.user_states import UserState

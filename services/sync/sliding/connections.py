@@ -4,8 +4,9 @@ A `pos` is a sync token and, behind a dot, the connection and the generation of 
 need not be remembered: a room that a connection was told up to its token's positions stands there as such, and the
 generation changes only when something else happens: a room enters, falls behind, or is wanted otherwise.
 
-The `pos` of a request, and what was answered to it, stay until one of those answers is asked for more. So a request
-that is repeated gets its answer again, and an answer that was lost takes nothing with it.
+The generations are rows of the account store, so that any process answers any client; the process that a client asks
+keeps them in memory too. The `pos` of a request, and what was answered to it, stay until one of those answers is asked
+for more. So a request that is repeated gets its answer again, and an answer that was lost takes nothing with it.
 
 Spec: MSC4186 §Connections.
 """
@@ -14,21 +15,20 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from immutables import Map
-
-from matrixcore.identifiers import RoomId, UserId
-from services.sync.sliding.required_state import RequiredState
+from matrixcore.identifiers import UserId
+from services.sync.sliding.sent_rooms import Sent, Told
+from services.sync.sliding.told_codec import decode_sent, encode_sent
 from tessera.http.errors import MatrixError
-from tessera.sync_token import InvalidSyncToken, Point, SyncToken, decode_token, encode_token
+from tessera.storage import sliding_connections
+from tessera.storage.database import Database
+from tessera.storage.sliding_connections import MAX_ANSWERS, MAX_PER_DEVICE, ConnectionKey
+from tessera.sync_token import InvalidSyncToken, SyncToken, decode_token, encode_token
 
-MAX_PER_DEVICE = 8
 MAX_CONNECTIONS = 20_000
 MAX_ROOMS = 250_000  # of all connections together
-MAX_ANSWERS = 4  # to one `pos`: whoever repeats a request more often has to go on from one of the newest
 
-_POS = re.compile(r"(?P<token>[^.]+)\.(?P<connection>[A-Za-z0-9]{1,32})-(?P<generation>[0-9]{1,15})")
+_POS = re.compile(r"(?P<token>[^.]+)\.(?P<connection>[A-Za-z0-9]{1,32})-(?P<generation>[A-Za-z0-9]{1,32})")
 
 
 class UnknownPos(MatrixError):
@@ -40,94 +40,52 @@ class UnknownPos(MatrixError):
         super().__init__(message)
 
 
-class SentRoom(NamedTuple):
-    """How far a client was told of a room.
-
-    Attributes:
-        membership, stay: the user's own that the client knows, and its position.
-        known: up to where; None: up to the position that the `pos` has for the room's partition.
-        timeline_limit: of how many newest events no earlier one is missing at the client.
-        wish: what was told of its state.
-        has_data, has_receipts: whether its account data and receipts were told up to `known`.
-    """
-
-    membership: str
-    stay: int
-    known: Point | None = None
-    timeline_limit: int = 0
-    wish: RequiredState = RequiredState()
-    is_dm: bool = False
-    has_data: bool = False
-    has_receipts: bool = False
-
-
-Sent = Map[RoomId, SentRoom]
-NOTHING_SENT: Sent = Map()
-
-
-class Told(NamedTuple):
-    """What a connection was told at a `pos`.
-
-    Attributes:
-        token: None for a new connection.
-    """
-
-    token: SyncToken | None
-    rooms: Sent
-    generation: int = 0
-
-
 @dataclass(slots=True)
 class Connection:
     """One connection.
 
     Attributes:
-        generations: what was told, by number, the newest last.
+        generations: what was told, by name, the newest last.
         confirmed: the generation that the client has shown to have.
         answered: the body of the last request that was answered, and the `pos` of the answer.
     """
 
+    key: ConnectionKey
     name: str
-    generations: OrderedDict[int, Sent] = field(default_factory=OrderedDict)
-    last: int = 0
-    confirmed: int = 0
+    generations: OrderedDict[str, Sent] = field(default_factory=OrderedDict)
+    confirmed: str = ""
     answered: tuple[bytes, str] = (b"", "")
 
 
-_Key = tuple[UserId, str, str]
-
-
 class Connections:
-    """The connections of one process's clients, least recently used first."""
+    """What clients were told, in the account store; here what the clients of this process were told last.
 
-    def __init__(self, new_name: Callable[[], str]) -> None:
+    Args:
+        new_name: makes up names of connections and generations, 32 letters and digits at most.
+    """
+
+    def __init__(self, accounts: Database, new_name: Callable[[], str]) -> None:
+        self._accounts = accounts
         self._new_name = new_name
-        self._connections: OrderedDict[_Key, Connection] = OrderedDict()
-        self._devices: dict[tuple[UserId, str], OrderedDict[str, None]] = {}
+        self._connections: OrderedDict[ConnectionKey, Connection] = OrderedDict()
+        self._devices: dict[tuple[UserId, str], OrderedDict[ConnectionKey, None]] = {}
         self._rooms = 0
 
     def __len__(self) -> int:
         return len(self._connections)
 
-    def begin(self, user_id: UserId, device_id: str, conn_id: str) -> Connection:
-        """A new connection in place of the one that had its `conn_id`; the device's oldest one goes if it has many."""
-        key = (user_id, device_id, conn_id)
-        self._drop(key)
-        names = self._devices.setdefault((user_id, device_id), OrderedDict())
-        while len(names) >= MAX_PER_DEVICE:
-            self._drop((user_id, device_id, next(iter(names))))
-        names = self._devices.setdefault((user_id, device_id), OrderedDict())
-        names[conn_id] = None
-        connection = self._connections[key] = Connection(self._new_name())
-        while len(self._connections) > MAX_CONNECTIONS:
-            self._drop(next(iter(self._connections)))
+    def begin(self, key: ConnectionKey) -> Connection:
+        """A new connection in place of the one that had its `conn_id`."""
+        connection = Connection(key, self._new_name())
+        self._enter(connection)
         return connection
 
-    def find(self, user_id: UserId, device_id: str, conn_id: str, pos: str) -> tuple[Connection, Told]:
+    async def find(self, key: ConnectionKey, pos: str) -> tuple[Connection, Told]:
         """The connection of a `pos` and what it was told there; what lies before that is forgotten.
 
         Raises:
             UnknownPos: of another device, too old, or lost.
+            DatabaseUnavailable
         """
         match = _POS.fullmatch(pos)
         if match is None:
@@ -136,42 +94,95 @@ class Connections:
             token = decode_token(match["token"])
         except InvalidSyncToken as error:
             raise UnknownPos(str(error)) from error
-        key, generation = (user_id, device_id, conn_id), int(match["generation"])
+        generation = match["generation"]
         connection = self._connections.get(key)
         if connection is None or connection.name != match["connection"] or generation not in connection.generations:
-            raise UnknownPos
+            connection = await self._load(key, match["connection"], generation)
         self._connections.move_to_end(key)
-        self._devices[user_id, device_id].move_to_end(conn_id)
+        self._devices[key[:2]].move_to_end(key)
         if generation != connection.confirmed:
             # Answers to the requests before are of no use any longer: the client has this one.
-            self._forget(connection, [number for number in connection.generations if number < generation])
+            names = list(connection.generations)
+            self._forget(connection, names[: names.index(generation)])
             connection.confirmed = generation
         return connection, Told(token, connection.generations[generation], generation)
 
-    def keep(self, connection: Connection, told: Told, rooms: Sent, token: SyncToken) -> str:
-        """Remember what an answer tells after `told`; its `pos`."""
+    async def keep(self, connection: Connection, told: Told, rooms: Sent, token: SyncToken) -> str:
+        """Remember what an answer tells after `told`; its `pos`.
+
+        Raises:
+            DatabaseUnavailable
+        """
         generation = told.generation
-        if rooms is not told.rooms or not connection.generations:
-            connection.last += 1
-            generation = connection.last
-            connection.generations[generation] = rooms
-            self._rooms += len(rooms)
-            answers = [number for number in connection.generations if number > connection.confirmed]
-            self._forget(connection, answers[:-MAX_ANSWERS])
-            while self._rooms > MAX_ROOMS and len(self._connections) > 1:
-                self._drop(next(iter(self._connections)))
+        if rooms is not told.rooms or not generation:
+            connection = self._present(connection)
+            generation = self._new_name()
+            data = encode_sent(rooms)
+            async with self._accounts.reading() as tx:
+                await sliding_connections.add(tx, connection.key, connection.name, generation, told.generation, data)
+            connection = self._present(connection)
+            self._put(connection, generation, rooms)
+            names = list(connection.generations)
+            after = names.index(connection.confirmed) + 1 if connection.confirmed in connection.generations else 0
+            self._forget(connection, names[after:-MAX_ANSWERS])
+            self._make_room()
         return f"{encode_token(token)}.{connection.name}-{generation}"
 
-    def _forget(self, connection: Connection, numbers: list[int]) -> None:
-        for number in numbers:
-            self._rooms -= len(connection.generations.pop(number))
+    async def _load(self, key: ConnectionKey, name: str, generation: str) -> Connection:
+        """A connection that another process answered last, or this one long ago."""
+        async with self._accounts.reading() as tx:
+            stored = await sliding_connections.list_generations(tx, key, name)
+        if all(one.generation != generation for one in stored):
+            raise UnknownPos
+        connection = Connection(key, name)
+        self._enter(connection)
+        for one in stored:
+            self._put(connection, one.generation, decode_sent(one.told))
+        self._make_room()
+        return connection
 
-    def _drop(self, key: _Key) -> None:
+    def _present(self, connection: Connection) -> Connection:
+        """The connection as it is here now: it may have had to make room meanwhile, or its client began anew.
+
+        Raises:
+            UnknownPos
+        """
+        present = self._connections.get(connection.key)
+        if present is None:
+            self._enter(connection)
+            return connection
+        if present.name != connection.name:
+            raise UnknownPos("Another connection has begun")
+        return present
+
+    def _enter(self, connection: Connection) -> None:
+        key = connection.key
+        self._drop(key)
+        keys = self._devices.get(key[:2], OrderedDict())
+        while len(keys) >= MAX_PER_DEVICE:
+            self._drop(next(iter(keys)))
+        self._connections[key] = connection
+        self._devices.setdefault(key[:2], keys)[key] = None
+        self._make_room()
+
+    def _put(self, connection: Connection, generation: str, rooms: Sent) -> None:
+        connection.generations[generation] = rooms
+        self._rooms += len(rooms) + 1
+
+    def _forget(self, connection: Connection, generations: list[str]) -> None:
+        for generation in generations:
+            self._rooms -= len(connection.generations.pop(generation)) + 1
+
+    def _make_room(self) -> None:
+        while len(self._connections) > 1 and (len(self._connections) > MAX_CONNECTIONS or self._rooms > MAX_ROOMS):
+            self._drop(next(iter(self._connections)))
+
+    def _drop(self, key: ConnectionKey) -> None:
         connection = self._connections.pop(key, None)
         if connection is None:
             return
         self._forget(connection, list(connection.generations))
-        names = self._devices[key[0], key[1]]
-        names.pop(key[2], None)
-        if not names:
-            del self._devices[key[0], key[1]]
+        keys = self._devices[key[:2]]
+        del keys[key]
+        if not keys:
+            del self._devices[key[:2]]

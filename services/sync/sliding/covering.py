@@ -10,9 +10,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from matrixcore.identifiers import RoomId
-from services.sync.sliding.connections import Told, UnknownPos
+from services.sync.sliding.connections import UnknownPos
 from services.sync.sliding.room_facts import facts_of, load_children
 from services.sync.sliding.room_list import RoomList, RoomLists
+from services.sync.sliding.sent_rooms import Told
 from services.sync.snapshot import MAX_LOG_ENTRIES
 from services.sync.sync_instance import SyncInstance
 from services.sync.user_states import UserState

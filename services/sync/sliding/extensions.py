@@ -13,8 +13,8 @@ import orjson
 from matrixcore.identifiers import EventId, RoomId
 from services.sync.ephemeral import TypingBoard
 from services.sync.rendering import Json, account_data_event, push_rules_event, receipt_event, typing_event
-from services.sync.sliding.connections import Told
 from services.sync.sliding.request import RoomScope
+from services.sync.sliding.sent_rooms import Told
 from services.sync.sliding.windows import WantedRoom, Windows
 from services.sync.user_states import UserState
 from tessera.records import Receipt, ReceiptsBody

@@ -75,11 +75,6 @@ class ListedRoom:
         return facts_of(self.tail).room_type if self.tail is not None else self.known_type
 
     @property
-    def activity_ms(self) -> int:
-        """What lists are ordered by."""
-        return facts_of(self.tail).activity_ms if self.tail is not None else self.since_ms
-
-    @property
     def bump_ms(self) -> int:
         """bump_stamp."""
         return facts_of(self.tail).bump_ms if self.tail is not None else self.since_ms
@@ -138,7 +133,9 @@ class RoomLists:
         if rooms.log_head != state.log_head:
             async with rooms.lock:
                 await self._follow(state, rooms)
-        await load_facts(self._shards, [tail for tail in state.joined.values() if not facts_of(tail).is_loaded])
+        missing = [tail for tail in state.joined.values() if tail.facts is None or not tail.facts.is_loaded]
+        if missing:
+            await load_facts(self._shards, missing)
         return rooms
 
     async def _follow(self, state: UserState, rooms: RoomList) -> None:
@@ -284,7 +281,11 @@ def _listed(state: UserState, row: UserRoom) -> ListedRoom:
 
 
 def _activity(room: ListedRoom) -> int:
-    return room.activity_ms
+    """What lists are ordered by; asked of every room for every answer."""
+    tail = room.tail
+    if tail is None:
+        return room.since_ms
+    return 0 if tail.facts is None else tail.facts.activity_ms
 
 
 def _changes_data(entry: UserLogRow) -> bool:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from matrixcore.identifiers import RoomId
 from services.sync.room_plan import JOIN
 from services.sync.room_tails import RoomTail
-from services.sync.sliding.connections import Sent, SentRoom, Told
 from services.sync.sliding.required_state import RequiredState
+from services.sync.sliding.sent_rooms import Sent, SentRoom, Told
 from services.sync.sliding.windows import WantedRoom, Windows
 from tessera.records import RecordKind
 from tessera.storage.shards import RoomShards

@@ -90,7 +90,9 @@ def _add_timeline(fields: Json, form: Form, room: ReadRoom, reader: Reader, eras
         renderer = EventRenderer(NO_FILTER, reader, room.row.room_version)
         fields["timeline"] = renderer.timeline(events, bundles)
         fields["prev_batch"] = encode_page_token(room.start)
-        fields["limited"] = room.limited
+        # Clients of the experimental form put older events in their place only if there may be more.
+        is_older = form is Form.EXPERIMENTAL and room.task.is_expanded
+        fields["limited"] = room.limited or is_older
         fields["num_live"] = room.num_live
     if room.task.is_expanded and not room.is_fresh:
         fields["expanded_timeline" if form is Form.ACCEPTED else "unstable_expanded_timeline"] = True

@@ -11,21 +11,23 @@ from services.sync import metrics
 from services.sync.lazy_members import LazyMemory
 from services.sync.polls import Poll
 from services.sync.sliding.answering import SlidingAnswer, SlidingAnswers
-from services.sync.sliding.connections import NOTHING_SENT, Connection, Connections, Told
+from services.sync.sliding.connections import Connection, Connections
 from services.sync.sliding.request import SlidingRequest
+from services.sync.sliding.sent_rooms import NOTHING_SENT, Told
 from services.sync.sync_instance import SyncInstance
 from services.sync.user_states import UserState
+from tessera.storage.sliding_connections import ConnectionKey
 
 
 class SlidingSync:
     """One process's share of sliding sync.
 
     Args:
-        new_name: makes up names of connections, 32 letters and digits at most.
+        new_name: makes up names of connections and their generations, 32 letters and digits at most.
     """
 
     def __init__(self, instance: SyncInstance, new_name: Callable[[], str]) -> None:
-        self.connections = Connections(new_name)
+        self.connections = Connections(instance.snapshots.accounts, new_name)
         self._instance = instance
         self._clock = instance.snapshots.clock
         self._answers = SlidingAnswers(instance)
@@ -38,11 +40,11 @@ class SlidingSync:
             UnknownPos, SessionEnded, LimitExceeded, DatabaseUnavailable
         """
         state = await self._instance.users.get(request.user_id)
+        key = ConnectionKey(request.user_id, request.device_id, request.conn_id)
         if request.pos:
-            connection, told = self.connections.find(request.user_id, request.device_id, request.conn_id, request.pos)
+            connection, told = await self.connections.find(key, request.pos)
         else:
-            connection = self.connections.begin(request.user_id, request.device_id, request.conn_id)
-            told = Told(None, NOTHING_SENT)
+            connection, told = self.connections.begin(key), Told(None, NOTHING_SENT)
         if (wish := request.extensions.to_device) is not None and wish.since:
             await self._instance.confirm_messages(state, request.device_id, wish.since)
         with self._instance.polling(state, request.device_id) as poll:
@@ -62,7 +64,7 @@ class SlidingSync:
             answer = await self._answers.compose(state, request, told, seen)
             remaining = deadline - self._clock.monotonic()
             if not answer.is_empty or told.token is None or is_over or remaining <= 0 or self._instance.is_stopping:
-                return self._encode(request, connection, told, answer)
+                return await self._encode(request, connection, told, answer)
             is_over = not await self._instance.park(poll, remaining)
 
     def _is_quiet(self, state: UserState, request: SlidingRequest, connection: Connection, told: Told) -> bool:
@@ -75,8 +77,10 @@ class SlidingSync:
             and self._answers.is_quiet(state, told.token)
         )
 
-    def _encode(self, request: SlidingRequest, connection: Connection, told: Told, answer: SlidingAnswer) -> bytes:
-        pos = self.connections.keep(connection, told, answer.sent, answer.token)
+    async def _encode(
+        self, request: SlidingRequest, connection: Connection, told: Told, answer: SlidingAnswer
+    ) -> bytes:
+        pos = await self.connections.keep(connection, told, answer.sent, answer.token)
         self._memory.keep(request.user_id, request.device_id, pos, answer.seen)
         connection.answered = (request.raw, pos)
         metrics.SLIDING_ANSWERS.inc()

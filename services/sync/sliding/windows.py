@@ -9,11 +9,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from matrixcore.identifiers import RoomId
-from services.sync.sliding.connections import Sent
 from services.sync.sliding.request import RoomScope, RoomWish, SlidingRequest
 from services.sync.sliding.required_state import RequiredState, combined
 from services.sync.sliding.room_filters import EVERYTHING, RoomFilter
 from services.sync.sliding.room_list import ListedRoom, RoomList, is_listed
+from services.sync.sliding.sent_rooms import Sent
 from services.sync.user_states import UserState
 
 
@@ -60,7 +60,11 @@ def match_rooms(
     Args:
         children: the rooms in each space that a filter names and the user is in.
     """
-    listed = [room for room in rooms.in_order() if is_listed(room, rooms, state.ignored, was_sent=room.room_id in sent)]
+    listed = [
+        room
+        for room in rooms.in_order()
+        if room.tail is not None or is_listed(room, rooms, state.ignored, was_sent=room.room_id in sent)
+    ]
     counts: dict[str, int] = {}
     wishes: dict[RoomId, list[RoomWish]] = {}
     names: dict[RoomId, list[str]] = {}

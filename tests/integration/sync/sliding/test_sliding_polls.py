@@ -7,9 +7,9 @@ import pytest
 from sliding_client import ACCEPTED, EXPERIMENTAL, SlidingClient, bodies, one_list, wish
 from sync_world import ALICE, BOB, CAROL, World
 
-from services.sync.sliding.connections import MAX_PER_DEVICE
 from services.sync.sliding.request import MAX_BODY_BYTES
 from tessera.fanout import TypingChange
+from tessera.storage.sliding_connections import MAX_PER_DEVICE
 
 ON = {"enabled": True}
 
@@ -122,12 +122,30 @@ async def test_a_pos_that_is_lost_or_not_ones_own(world: World) -> None:
     ):
         reply = await client.request(path, pos=bob.pos)
         assert (reply.status_code, reply.json()["errcode"]) == (400, "M_UNKNOWN_POS")
-    # Another process does not know what was told: the client begins anew there, and has everything.
+    # Where nobody knows any longer what was told, the client begins anew, and has everything.
+    await world.accounts.execute("DELETE FROM accounts.sliding_connections")
     await world.add_service()
     elsewhere = SlidingClient(world, BOB, service=1)
     reply = await elsewhere.request(pos=bob.pos, lists=one_list())
     assert reply.json()["errcode"] == "M_UNKNOWN_POS"
     assert (await elsewhere.sync(lists=one_list()))["rooms"][room_id]["initial"] is True
+
+
+async def test_any_process_goes_on_where_another_one_was(world: World) -> None:
+    room_id = await world.room(ALICE, BOB)
+    quiet = await world.room(ALICE, BOB)
+    bob = SlidingClient(world, BOB)
+    await bob.sync(lists=one_list())
+    await world.add_service()
+    await world.say(room_id, ALICE, "on the way")
+    elsewhere = SlidingClient(world, BOB, service=1)
+    elsewhere.pos = bob.pos
+    answer = await elsewhere.sync(lists=one_list())
+    assert set(answer["rooms"]) == {room_id}
+    assert bodies(answer["rooms"][room_id]) == ["on the way"]
+    await world.say(quiet, ALICE, "and back")
+    bob.pos = elsewhere.pos
+    assert bodies((await bob.sync(lists=one_list()))["rooms"][quiet]) == ["and back"]
 
 
 async def test_a_device_has_so_many_connections_and_no_more(world: World) -> None:

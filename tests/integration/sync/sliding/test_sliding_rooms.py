@@ -110,6 +110,7 @@ async def test_a_larger_timeline_limit_brings_older_events(world: World) -> None
     larger = (await bob.sync(lists=one_list(9, 1), room_subscriptions={room_id: wish(3)}))["rooms"][room_id]
     assert bodies(larger) == ["b", "c", "d"]
     assert larger["unstable_expanded_timeline"] is True
+    assert larger["limited"] is True
     assert larger["num_live"] == 0
     assert "initial" not in larger
     assert (await bob.sync(lists=one_list(9, 1), room_subscriptions={room_id: wish(3)}))["rooms"] == {}
