@@ -18,6 +18,19 @@ from tessera.storage.shards import RoomShards
 from tests.fixtures.epoch_trace import FENCED_COMMITS
 from tests.fixtures.room_history import RoomHistory
 
+# Which process moved a head, and whose the partition was at that moment.
+WRITER_TRACING = """
+CREATE TABLE tracing.writers (partition integer, head bigint, writer text, owner text);
+CREATE FUNCTION tracing.note_writer() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO tracing.writers SELECT new.partition, new.head, current_setting('application_name'), l.owner
+    FROM rooms.leases l WHERE l.partition = new.partition;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER note_writer AFTER UPDATE OF head ON rooms.partitions FOR EACH ROW
+    WHEN (new.head > old.head) EXECUTE FUNCTION tracing.note_writer();
+"""
+_FOREIGN_COMMITS = "SELECT * FROM tracing.writers WHERE split_part(owner, '/', 1) <> writer"
 _POSITIONS = """
 SELECT p.partition, p.head, count(r.position), min(r.position), max(r.position)
 FROM rooms.partitions p LEFT JOIN rooms.records r USING (partition) GROUP BY p.partition
@@ -88,6 +101,8 @@ async def check_stores(database: Database, ledger: Ledger, announced: Mapping[in
         require(announced.get(partition, 0) == head, 5, f"partition {partition}: room.log never had all {head} records")
     fenced = [tuple(row) for row in await database.fetch(FENCED_COMMITS)]
     require(not fenced, 2, f"commits under an older epoch, or below the head: {fenced}")
+    foreign = [tuple(row) for row in await database.fetch(_FOREIGN_COMMITS)]
+    require(not foreign, 2, f"commits of writers that had lost the partition: {foreign}")
     unsettled = await list_unsettled(database)
     require(not unsettled, 5, unsettled)
     lists = {(row[0], row[1]): row[2] for row in await database.fetch(_LISTS)}
@@ -219,4 +234,13 @@ async def check_client(database: Database, listener: Listener, fresh: Mapping[st
         known.take(answer)
     new.take(fresh)
     for name, value in new.all().items():
-        require(known.all()[name] == value, 4, f"{listener.token}: {name}: {known.all()[name]} instead of {value}")
+        told = known.all()[name]
+        require(told == value, 4, f"{listener.token}: {name}: {_difference(told, value)}")
+
+
+def _difference(told: Any, anew: Any) -> str:
+    """What a client was told bit by bit, and what it is told anew, where these differ."""
+    if not isinstance(told, dict):
+        return f"{told} instead of {anew}"
+    rooms = sorted(room_id for room_id in told.keys() | anew.keys() if told.get(room_id) != anew.get(room_id))
+    return "; ".join(f"{room_id}: {told.get(room_id)} instead of {anew.get(room_id)}" for room_id in rooms)

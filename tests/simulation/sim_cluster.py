@@ -215,7 +215,7 @@ class SimCluster:
                 ready.set_exception(error)
 
     async def _serve(self, kind: str, process: SimProcess, ready: "asyncio.Future[Any]") -> None:
-        database = await Database.connect(self._dsn, max_size=MAX_CONNECTIONS)
+        database = await Database.connect(self._dsn, max_size=MAX_CONNECTIONS, application_name=process.name)
         shards = RoomShards({"main": database}, dict.fromkeys(range(PARTITIONS), "main"), PARTITIONS)
         clock = LoopClock(self.loop, self.random.randint(-5_000, 5_000))
         last_seen = LastSeenRecorder(database, clock)

@@ -9,7 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 
-from laws import check_client, check_projections, check_shared_room, check_stores, list_unsettled, require
+from laws import (
+    WRITER_TRACING,
+    check_client,
+    check_projections,
+    check_shared_room,
+    check_stores,
+    list_unsettled,
+    require,
+)
 from sim_clients import Ledger, Listener, Talker
 from sim_cluster import KINDS, PARTITIONS, SERVER, SimCluster, Strike
 from sim_process import task_factory
@@ -194,6 +202,7 @@ async def _settle(database: Database) -> None:
 
 async def _prepare(database: Database) -> None:
     await database.execute(TRACING)
+    await database.execute(WRITER_TRACING)
     async with database.transaction() as tx:
         await add_partitions(tx, range(PARTITIONS))
         for user in USERS:
