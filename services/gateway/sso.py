@@ -3,6 +3,7 @@
 Spec: C-S API §SSO client login/authentication, GET /login/sso/redirect.
 """
 
+import asyncio
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -35,6 +36,7 @@ log = structlog.get_logger(__name__)
 # For a client that is called at once; and for a person who is first to read where it leads.
 LOGIN_TOKEN_MS = 30_000
 CONFIRMED_LOGIN_TOKEN_MS = 120_000
+PROVIDER_SECONDS = 20.0  # for all that it is asked: a person waits
 MAX_CODE_LENGTH = 8_192
 
 
@@ -115,13 +117,17 @@ async def _fetch_claims(
         raise ProviderFailed("the answer is another issuer's")
     if not code or len(code) > MAX_CODE_LENGTH:
         raise ProviderFailed("the browser came back without a code")
-    return await client.fetch_claims(
-        code=code,
-        redirect_uri=sso.callback_url,
-        nonce=attempt.nonce,
-        code_verifier=attempt.code_verifier,
-        now_ms=gateway.clock.now_ms(),
-    )
+    try:
+        async with asyncio.timeout(PROVIDER_SECONDS):
+            return await client.fetch_claims(
+                code=code,
+                redirect_uri=sso.callback_url,
+                nonce=attempt.nonce,
+                code_verifier=attempt.code_verifier,
+                now_ms=gateway.clock.now_ms(),
+            )
+    except TimeoutError as error:
+        raise ProviderFailed("it takes too long") from error
 
 
 async def _lead_on(gateway: GatewayDeps, user_id: UserId, url: str) -> Response:

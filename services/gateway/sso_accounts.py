@@ -4,7 +4,7 @@ from typing import Any
 
 import structlog
 
-from matrixcore.identifiers import InvalidIdentifier, ServerName, UserId, user_id_of
+from matrixcore.identifiers import InvalidIdentifier, UserId, user_id_of
 from services.gateway.dependencies import GatewayDeps
 from services.gateway.profile import change_field
 from services.gateway.sso_mapping import Person, UnfitClaims, meets, read_person
@@ -52,7 +52,7 @@ async def sign_in(gateway: GatewayDeps, provider: OidcProvider, claims: dict[str
         user_id = await external_identities.find_user(tx, identity)
         known = user_id is not None
         if user_id is None and provider.allow_existing_users:
-            user_id = await _find_named(tx, person, gateway.server_name)
+            user_id = await _find_named(tx, gateway, person)
         user = None if user_id is None else await users.find_user(tx, user_id)
     try:
         if user is None:
@@ -83,12 +83,15 @@ def _check_open(user: User) -> None:
         raise NoAccount("Your account here is locked. The server's administrators can unlock it.")
 
 
-async def _find_named(tx: Transaction, person: Person, server_name: ServerName) -> UserId | None:
+async def _find_named(tx: Transaction, gateway: GatewayDeps, person: Person) -> UserId | None:
+    """The account of the person's name, unless it is a bridge's."""
     if person.localpart is None:
         return None
     try:
-        user_id = user_id_of(person.localpart, server_name)
+        user_id = user_id_of(person.localpart, gateway.server_name)
     except InvalidIdentifier:
+        return None
+    if gateway.claims.is_user_claimed(user_id):
         return None
     return user_id if await users.user_exists(tx, user_id) else None
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from html import unescape
 from typing import Any
 
@@ -299,6 +300,17 @@ async def test_existing_accounts_by_their_names(make_server: Make, provider: Pro
     assert (await signed_in(server, browsers(server))).user_id == "@ann:test.example"
     apart = make_server(oidc_providers=[provider.settings("apart")], sso=WHITELIST)
     assert (await signed_in(apart, browsers(apart), "oidc-apart")).user_id == "@ann1:test.example"
+
+
+async def test_names_of_bridges_are_nobodys(make_server: Make, provider: Provider, browsers: Any) -> None:
+    class Bridge:
+        def is_user_claimed(self, user_id: UserId) -> bool:
+            return user_id == "@ann:test.example"
+
+    await make_server().register("ann")
+    server = make_server(oidc_providers=[provider.settings(allow_existing_users=True)], sso=WHITELIST)
+    server = replace(server, gateway=replace(server.gateway, claims=Bridge()))
+    assert (await signed_in(server, browsers(server))).user_id == "@ann1:test.example"
 
 
 async def test_closed_and_locked_accounts(trusting: Server, browsers: Any) -> None:
