@@ -139,7 +139,10 @@ async def _extend(gateway: GatewayDeps, read: _Read, asked: _Asked) -> bool:
     if not asked.backwards or gateway.backfiller is None or read.view.history.current is not Membership.JOIN:
         return False
     low = max(read.page.end or LOWEST, asked.after or LOWEST)
-    return await gateway.backfiller.extend(read.view.room.room_id, low, asked.up_to or read.view.head)
+    top = asked.up_to
+    # The event just above, whose prev_batch this is, may be the one where the history breaks off.
+    high = read.view.head if top is None else OrderKey(top.anchor, top.sub + 1)
+    return await gateway.backfiller.extend(read.view.room.room_id, low, high)
 
 
 async def _read_as_member(gateway: GatewayDeps, room_id: RoomId, user_id: UserId, asked: _Asked) -> _Read | None:

@@ -6,6 +6,9 @@ Where a room forked, state changes without an event of the timeline, and an even
 state's. A client that is told `state` applies the timeline after it, so the timeline then begins above the last event
 that would mislead it; `state_after` has no such doubt. That a key has lost its event, neither has words for.
 
+Where events of other servers are missing, the timeline begins above the gap, so that nobody takes what stands on both
+sides of it for neighbours; paging back from there fetches what is missing.
+
 Spec: C-S API §Syncing.
 """
 
@@ -77,6 +80,11 @@ class _Room:
     lost: set[tuple[str, str]] = field(default_factory=set)  # keys that a resolution emptied
     heroes: list[UserId] | None = None
     with_summary: bool = False
+
+    @property
+    def cut(self) -> OrderKey | None:
+        """The newest gap that the client does not know."""
+        return self.row.newest_gap(is_fresh=self.is_fresh, up_to=self.up_to)
 
     @property
     def start(self) -> OrderKey:
@@ -198,9 +206,11 @@ class ShardReader:
             found = await sync_reads.list_timelines(self._tx, spans, scan)
             for room_id, rows in found.items():
                 room = pending[room_id]
-                kept = self._shown(room, rows)
+                kept, cut = self._shown(room, rows), room.cut
+                if cut is not None:
+                    kept = [row for row in kept if row.order > cut]
                 is_purged = not room.is_fresh and room.row.purged_anchor > room.floor
-                room.limited = len(kept) > limit or len(rows) >= scan or is_purged
+                room.limited = len(kept) > limit or len(rows) >= scan or is_purged or cut is not None
                 room.events = kept[len(kept) - limit :] if limit and len(kept) > limit else kept if limit else []
                 if room.is_fresh and (room.planned.was_known or not room.planned.is_new):
                     room.limited = True
@@ -208,7 +218,7 @@ class ShardReader:
             pending = {
                 room_id: room
                 for room_id, room in pending.items()
-                if len(found[room_id]) >= scan and len(room.events) < limit
+                if len(found[room_id]) >= scan and len(room.events) < limit and room.cut is None
             }
             if not pending or is_plain or scan >= MAX_SCAN:
                 break

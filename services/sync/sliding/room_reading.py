@@ -183,7 +183,10 @@ class ShardRooms:
         else:
             shown = rows
         is_purged = not room.tells_all and room.row.purged_anchor > room.floor
-        room.limited = len(shown) > limit or is_full or is_purged
+        gap = room.row.newest_gap(is_fresh=room.floor < 0, up_to=room.up_to)
+        if gap is not None:  # what stands on both sides of it must not be taken for neighbours
+            shown = [row for row in shown if row.order > gap]
+        room.limited = len(shown) > limit or is_full or is_purged or gap is not None
         room.events = shown[len(shown) - limit :] if limit else []
         room.num_live = sum(1 for row in room.events if row.order.anchor > room.task.live_from)
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
 from forked_rooms import Dag
 
 from matrixcore.event_building import build_event
@@ -182,6 +183,27 @@ class WriterInHand:
         )
         partition = self.rooms[room_id].partition
         row = NewInboxRow(partition, room_id, ServerName("there.org"), event.event_id, event.pdu, now_ms)
+        async with self._shards.of_room(room_id).transaction() as tx:
+            inbox_ids = await inbox.add(tx, [row])
+        return joined_batch(partition, await self._submit(room_id, sender, ReceivePdus(tuple(inbox_ids))))
+
+    async def over_gap(
+        self, dag: Dag, prev_event: EventId, sender: UserId, body: str, *, missed: int
+    ) -> PartitionBatch:
+        """A message on `missed` others that never came, with the state before it as another server told it."""
+        room_id, now_ms = dag.room_id, self._clock.now_ms()
+        content = {"msgtype": "m.text", "body": "missed"}
+        for _ in range(missed):
+            lost = dag.make(prev_event, sender, "m.room.message", content, None, server=SERVER, key=KEY, at_ms=now_ms)
+            state = dag.before([prev_event])
+            dag.events[lost.event_id], dag.after[lost.event_id] = lost, state
+            prev_event = lost.event_id
+        seen = {**content, "body": body}
+        event = dag.make(prev_event, sender, "m.room.message", seen, None, server=SERVER, key=KEY, at_ms=now_ms)
+        told = orjson.dumps(list(dag.after[prev_event].values()))
+        more = (now_ms, "new", False, told, None)
+        partition = self.rooms[room_id].partition
+        row = NewInboxRow(partition, room_id, ServerName("there.org"), event.event_id, event.pdu, *more)
         async with self._shards.of_room(room_id).transaction() as tx:
             inbox_ids = await inbox.add(tx, [row])
         return joined_batch(partition, await self._submit(room_id, sender, ReceivePdus(tuple(inbox_ids))))

@@ -20,6 +20,7 @@ from tessera.federation.backfilling import Backfiller
 from tessera.federation.event_fetching import EventFetcher
 from tessera.http.authentication import Requester
 from tessera.http.errors import NotFound
+from tessera.pagination_token import encode_page_token, point_before
 from tessera.records import OrderKey
 from tessera.storage.database import Database
 
@@ -97,6 +98,17 @@ async def test_scrolling_back_fetches_what_was_missed(
     # The state of a line of messages needs nobody's word.
     assert asked.count("backfill") == 3
     assert ("state_ids" in asked) == state
+
+
+async def test_the_prev_batch_of_a_limited_timeline_leads_into_the_gap(
+    peer: PeerWorld, room: RemoteRoom, gateway: GatewayDeps
+) -> None:
+    Resident(peer, room, history=25)
+    missed, event = await behind_gap(room, count=5)
+    prev_batch = encode_page_token(point_before(OrderKey((await room.row(event))["anchor"])))
+    found = [one["event_id"] for one in (await page(gateway, room, prev_batch))["chunk"]]
+    assert found[:5] == [one.event_id for one in missed[::-1]]
+    assert len(found) > 5
 
 
 async def test_history_that_nobody_gives_is_asked_for_once(

@@ -5,13 +5,14 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from matrixcore.identifiers import EventId, RoomId, UserId
-from tessera.records import OrderKey
+from tessera.records import OrderKey, RecordKind
 from tessera.storage.database import Transaction
 from tessera.storage.room_reads.members import MembershipStep
 from tessera.sync_token import Point
 
 HERO_COUNT = 5
 RECEIPTS_PER_ROOM = 1_000
+MAX_GAPS = 10  # of a room that one answer looks at
 
 
 class SyncRoom(NamedTuple):
@@ -23,6 +24,8 @@ class SyncRoom(NamedTuple):
         members_changed: whether any membership changed above the position that the client knows.
         name_pdu, alias_pdu: of m.room.name and m.room.canonical_alias.
         purged_anchor: up to where messages have been deleted; 0 if none have.
+        gaps: the newest positions of GAP records above the one that the client knows, the newest first.
+        breaks: the newest places at which the history here breaks off, likewise.
     """
 
     room_id: RoomId
@@ -36,6 +39,18 @@ class SyncRoom(NamedTuple):
     members_changed: bool
     steps: tuple[MembershipStep, ...]
     purged_anchor: int
+    gaps: tuple[int, ...] = ()
+    breaks: tuple[OrderKey, ...] = ()
+
+    def newest_gap(self, *, is_fresh: bool, up_to: int) -> OrderKey | None:
+        """The point at the newest gap up to a position: a timeline begins above it. None if there is none.
+
+        Args:
+            is_fresh: the client is told from the beginning, by the room's whole order.
+        """
+        if is_fresh:
+            return next((OrderKey(one.anchor, one.sub - 1) for one in self.breaks if one.anchor <= up_to), None)
+        return next((OrderKey(gap, 0) for gap in self.gaps if gap <= up_to), None)
 
 
 class KnownRoom(NamedTuple):
@@ -74,15 +89,28 @@ class ReceiptRow(NamedTuple):
 
 # last_position rises with every record of the room, so an unchanged room costs one look at its row. The heads come
 # with the rooms, and alone where a partition has nothing new. Heroes: joined and invited members in the order of
-# their arrival; the others stand in where there are none.
-_ROOMS = """
+# their arrival; the others stand in where there are none. Constant text is put together here.
+_ROOMS = f"""
 SELECT p.partition, p.incarnation, p.head,
        r.room_id, r.room_version, r.joined_count, r.invited_count, name.pdu, alias.pdu, hero.users,
        EXISTS (
            SELECT FROM rooms.state_history h
            WHERE h.room_id = r.room_id AND h.anchor > w.floor AND h.type = 'm.room.member'
        ),
-       own.anchors, own.subs, own.memberships, own.event_ids, r.purged_anchor
+       own.anchors, own.subs, own.memberships, own.event_ids, r.purged_anchor,
+       ARRAY(
+           SELECT g.position FROM rooms.records g
+           WHERE g.room_id = r.room_id AND g.kind = {int(RecordKind.GAP)} AND g.position > w.floor
+           ORDER BY g.position DESC LIMIT {MAX_GAPS}
+       ),
+       ARRAY(
+           SELECT b.anchor FROM rooms.backward_extremities b WHERE b.room_id = r.room_id AND w.floor < 0
+           ORDER BY b.anchor DESC, b.sub DESC LIMIT {MAX_GAPS}
+       ),
+       ARRAY(
+           SELECT b.sub FROM rooms.backward_extremities b WHERE b.room_id = r.room_id AND w.floor < 0
+           ORDER BY b.anchor DESC, b.sub DESC LIMIT {MAX_GAPS}
+       )
 FROM rooms.partitions p
 LEFT JOIN (
     unnest($1::text[], $2::bigint[], $4::bigint[], $5::integer[]) AS w (room_id, after, floor, incarnation)
@@ -106,7 +134,7 @@ LEFT JOIN LATERAL (
     FROM rooms.state_history h WHERE h.room_id = r.room_id AND h.type = 'm.room.member' AND h.state_key = $3
 ) own ON true
 WHERE p.partition = ANY($6::integer[])
-"""
+"""  # noqa: S608  constant text
 
 _HEADS = "SELECT partition, incarnation, head FROM rooms.partitions WHERE partition = ANY($1::integer[])"
 
@@ -181,8 +209,21 @@ async def list_sync_rooms(
             MembershipStep(OrderKey(anchor, sub), membership or "leave", event_id)
             for anchor, sub, membership, event_id in zip(*(row[at] or () for at in range(11, 15)), strict=True)
         )
+        breaks = tuple(OrderKey(anchor, sub) for anchor, sub in zip(row[17], row[18], strict=True))
         found[room_id] = SyncRoom(
-            room_id, row[0], row[4], row[5], row[6], row[7], row[8], row[9], row[10], steps, row[15]
+            room_id=room_id,
+            partition=row[0],
+            room_version=row[4],
+            joined_count=row[5],
+            invited_count=row[6],
+            name_pdu=row[7],
+            alias_pdu=row[8],
+            heroes=row[9],
+            members_changed=row[10],
+            steps=steps,
+            purged_anchor=row[15],
+            gaps=tuple(row[16]),
+            breaks=breaks,
         )
     return heads, found
 
