@@ -170,7 +170,7 @@ class PassingEdus:
         if not states:
             return
         async with self._accounts.transaction() as tx:
-            await presence.set_many(tx, [state for state, _ in states])
+            await presence.set_told(tx, [state for state, _ in states])
         for state, is_active in states:
             await self._fanout.publish_presence(PresenceChange(*state, currently_active=is_active))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from matrixcore.identifiers import InvalidIdentifier, RoomId, UserId, parse_user_id
+from matrixcore.identifiers import InvalidIdentifier, RoomId, UserId, parse_user_id, server_of
 from services.sync import tokens_ahead
 from services.sync.away import standing_still
 from services.sync.ephemeral import PresenceBoard, TypingBoard
@@ -47,6 +47,7 @@ from tessera.records import OrderKey
 from tessera.storage import account_data, sync_accounts, sync_reads, user_log
 from tessera.storage.account_data import AccountData
 from tessera.storage.database import Database, DatabaseUnavailable
+from tessera.storage.presence import Presence
 from tessera.storage.read_positions import ReadPosition
 from tessera.storage.room_reads.events import EventRow
 from tessera.storage.room_reads.state import list_state_keys
@@ -184,7 +185,8 @@ class Snapshots:
             if kinds.get(UserLogKind.PUSH_RULES) or kinds.get(UserLogKind.IGNORED_USERS):
                 recount |= {one.room.room_id for one in plan.stays}
             data = await self._read_data(tx, request, plan, kinds, is_initial=is_initial)
-            presence = await self._read_presence(tx, request)
+            own_presence, others_presence = await self._read_presence(tx, request)
+        presence = await self._shown_presence(request, joined, own_presence, others_presence)
         erased = await self.erased.up_to(self.accounts, overview.erasures_head)
         view = UserView(ignored, read_points(positions), own_evaluator(user_id, overview.push_rules), erased)
         told_rules = is_initial or bool(kinds.get(UserLogKind.PUSH_RULES))
@@ -225,23 +227,36 @@ class Snapshots:
             return []
         return await sync_accounts.list_account_data(tx, request.user_id, keys, entered)
 
-    async def _read_presence(self, tx: Any, request: SyncRequest) -> list[Json]:
+    async def _read_presence(self, tx: Any, request: SyncRequest) -> tuple[list[Presence], list[Presence]]:
+        """Of those around the user, and of users of other servers of whom that is not known yet."""
         if not self.presence_enabled:
-            return []
+            return [], []
         since = request.since
         if since is None or since.instance != self.instance:
-            found = await sync_accounts.list_presence_around(tx, request.user_id)
-        else:
-            changed = {one.user_id: one for one in self.presence.changed_since(since.presence)}
-            if not changed:
-                return []
-            pairs = await sync_accounts.list_neighbours(tx, changed, [request.user_id])
-            found = [changed[pair[0]] for pair in pairs]
-            if request.user_id in changed and request.user_id not in {one.user_id for one in found}:
-                found.append(changed[request.user_id])
+            return await sync_accounts.list_presence_around(tx, request.user_id)
+        changed = {one.user_id: one for one in self.presence.changed_since(since.presence)}
+        if not changed:
+            return [], []
+        pairs = await sync_accounts.list_neighbours(tx, changed, [request.user_id])
+        found = [changed[pair[0]] for pair in pairs]
+        if request.user_id in changed and request.user_id not in {one.user_id for one in found}:
+            found.append(changed[request.user_id])
+        own = server_of(request.user_id)
+        return found, [one for one in changed.values() if server_of(one.user_id) != own]
+
+    async def _shown_presence(
+        self, request: SyncRequest, joined: Collection[RoomId], own: list[Presence], others: list[Presence]
+    ) -> list[Json]:
         wanted = request.filter.presence
+        others = [one for one in others if wanted.allows("m.presence", one.user_id)]
+        try:
+            sharing = await self._list_sharing(joined, {one.user_id for one in others})
+        except DatabaseUnavailable:  # presence is never worth the answer
+            sharing = set()
+        found = [one for one in own if wanted.allows("m.presence", one.user_id)]
+        found += [one for one in others if one.user_id in sharing]
         now_ms = self.clock.now_ms()
-        return [presence_event(one, now_ms) for one in found if wanted.allows("m.presence", one.user_id)]
+        return [presence_event(one, now_ms) for one in found]
 
     async def _read_shards(self, request: SyncRequest, view: AccountView) -> list[ShardSections]:
         seen = self.memory.at(request.user_id, request.device_id, request.since_text)

@@ -26,19 +26,19 @@ ON CONFLICT (user_id) DO UPDATE SET
 _LIST = "SELECT user_id, presence, status_msg, last_active_ts FROM accounts.presence WHERE user_id = ANY($1::text[])"
 
 
-_SET_MANY = """
-INSERT INTO accounts.presence AS p (user_id, presence, status_msg, last_active_ts)
-SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) ORDER BY 1
+_SET_TOLD = """
+INSERT INTO accounts.presence AS p (user_id, presence, status_msg, last_active_ts, told_at)
+SELECT *, now() FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) ORDER BY 1
 ON CONFLICT (user_id) DO UPDATE SET
-    presence = EXCLUDED.presence, status_msg = EXCLUDED.status_msg,
+    presence = EXCLUDED.presence, status_msg = EXCLUDED.status_msg, told_at = EXCLUDED.told_at,
     last_active_ts = greatest(p.last_active_ts, EXCLUDED.last_active_ts)
 """
 
 
-async def set_many(tx: Transaction, states: Sequence[Presence]) -> None:
-    """Store what several users have set, each of them once."""
+async def set_told(tx: Transaction, states: Sequence[Presence]) -> None:
+    """Store what other servers tell of several of their users, each of them once."""
     if states:
-        await tx.execute(_SET_MANY, *(list(column) for column in zip(*states, strict=True)))
+        await tx.execute(_SET_TOLD, *(list(column) for column in zip(*states, strict=True)))
 
 
 async def set_presence(tx: Transaction, state: Presence) -> None:

@@ -12,6 +12,9 @@ from tessera.storage.to_device import StoredMessage
 from tessera.storage.user_log import UserLogRow
 from tessera.storage.user_rooms import UserRoom
 
+MAX_PRESENCES = 1_000  # of this server's users in one answer, and of others' that are looked at for it
+TOLD_MINUTES = 40  # other servers tell of those who are about every 25 minutes
+
 
 class UserOverview(NamedTuple):
     """The heads of the user's log, of the device changes and of the erasures; settings that decide what is shown."""
@@ -68,15 +71,22 @@ UNION ALL
 SELECT 3, 0, NULL, algorithm, NULL FROM accounts.fallback_keys WHERE user_id = $1 AND device_id = $2 AND NOT used
 """
 
-_PRESENCE_AROUND = """
-SELECT p.user_id, p.presence, p.status_msg, p.last_active_ts FROM accounts.presence p
-WHERE p.user_id IN (
-    SELECT other.user_id FROM accounts.user_rooms own
-    JOIN accounts.user_rooms other ON other.room_id = own.room_id AND other.membership = 'join'
-    WHERE own.user_id = $1 AND own.membership = 'join'
+# Rooms of other servers' users are not in this store; a server that has died does not say that they are away.
+_PRESENCE_AROUND = f"""
+(
+    SELECT p.user_id, p.presence, p.status_msg, p.last_active_ts, false FROM accounts.presence p
+    WHERE p.user_id IN (
+        SELECT other.user_id FROM accounts.user_rooms own
+        JOIN accounts.user_rooms other ON other.room_id = own.room_id AND other.membership = 'join'
+        WHERE own.user_id = $1 AND own.membership = 'join'
+    )
+    LIMIT {MAX_PRESENCES}
+) UNION ALL (
+    SELECT p.user_id, p.presence, p.status_msg, p.last_active_ts, true FROM accounts.presence p
+    WHERE p.told_at IS NOT NULL AND p.presence <> 'offline' AND p.told_at > now() - interval '{TOLD_MINUTES} minutes'
+    ORDER BY p.told_at DESC LIMIT {MAX_PRESENCES}
 )
-LIMIT 1000
-"""
+"""  # noqa: S608  constant text
 
 _NEIGHBOURS = """
 SELECT DISTINCT own.user_id, other.user_id
@@ -150,9 +160,14 @@ async def find_device_news(
     return sorted(messages, key=lambda message: message.position), counts
 
 
-async def list_presence_around(tx: Transaction, user_id: UserId) -> list[Presence]:
-    """The presence of everybody who shares a room with the user, the user too."""
-    return [Presence(*row) for row in await tx.fetch(_PRESENCE_AROUND, user_id)]
+async def list_presence_around(tx: Transaction, user_id: UserId) -> tuple[list[Presence], list[Presence]]:
+    """The presence of those of this server who share a room with the user, the user too; and of other servers' users.
+
+    The latter are all who may be about now: who of them shares a room with the user, this store does not know.
+    """
+    rows = await tx.fetch(_PRESENCE_AROUND, user_id)
+    own, others = ([Presence(*row[:4]) for row in rows if row[4] is told] for told in (False, True))
+    return own, others
 
 
 async def list_neighbours(
