@@ -50,7 +50,9 @@ async def endless_answers(stage: Stage) -> str:
         await endless.broken.wait()
     evil.answers.clear()
     await stage.goes_on(room_id)
-    return f"cut after {endless.sent / 2**20:.0f} MiB at most"
+    return (
+        f"{endless.count} answers, {endless.sent / 2**20:.0f} MiB of which left the hostile server before they were cut"
+    )
 
 
 async def redirects(stage: Stage) -> str:
