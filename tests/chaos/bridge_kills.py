@@ -12,7 +12,7 @@ import asyncio
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,8 +72,8 @@ class Bridge:
 
 
 @asynccontextmanager
-async def bridged_server(folder: Path, chance: random.Random) -> AsyncIterator[tuple[ServerProcess, Bridge]]:
-    """A server with a bridge that is there and one that never is."""
+async def running_bridge(folder: Path, chance: random.Random) -> AsyncIterator[tuple[Bridge, list[str]]]:
+    """A bridge, and the registration files of it and of one that is never there."""
     bridge, port = Bridge(chance), free_port()
     app = web.Application(client_max_size=16 << 20)
     app.router.add_put("/_matrix/app/v1/transactions/{txn_id}", bridge.take)
@@ -81,13 +81,22 @@ async def bridged_server(folder: Path, chance: random.Random) -> AsyncIterator[t
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
     files = [_registration(folder, "chaos", port), _registration(folder, "gone", free_port())]
-    server = ServerProcess(folder / "server", app_service_config_files=[str(file) for file in files])
-    await server.start()
     try:
-        yield server, bridge
+        yield bridge, [str(file) for file in files]
     finally:
-        await server.stop()
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def bridged_server(folder: Path, chance: random.Random) -> AsyncIterator[tuple[ServerProcess, Bridge]]:
+    """A server that knows both."""
+    async with running_bridge(folder, chance) as (bridge, files):
+        server = ServerProcess(folder / "server", app_service_config_files=files)
+        await server.start()
+        try:
+            yield server, bridge
+        finally:
+            await server.stop()
 
 
 def _registration(folder: Path, name: str, port: int) -> Path:
@@ -105,7 +114,21 @@ def _registration(folder: Path, name: str, port: int) -> Path:
     return path
 
 
-async def run(server: ServerProcess, bridge: Bridge, *, runs: int, seed: int, report: Any = print) -> int:
+async def kill_and_start(server: ServerProcess) -> None:
+    """The whole server ends, and comes back."""
+    await server.kill()
+    await server.start()
+
+
+async def run(
+    server: ServerProcess,
+    bridge: Bridge,
+    *,
+    runs: int,
+    seed: int,
+    crash: Callable[[ServerProcess], Awaitable[None]] = kill_and_start,
+    report: Any = print,
+) -> int:
     """Crash the server `runs` times; how many events the bridge was told of.
 
     Raises:
@@ -123,7 +146,7 @@ async def run(server: ServerProcess, bridge: Bridge, *, runs: int, seed: int, re
             async with asyncio.TaskGroup() as group:
                 for index, sender in enumerate(senders):
                     group.create_task(_work(sender, rooms, number, index))
-                group.create_task(_crash(server, chance))
+                group.create_task(_crash(server, chance, crash))
             bridge.is_calm = True
             histories = {room_id: await _history(senders[0], room_id) for room_id in rooms}
             await _catch_up(bridge, histories)
@@ -152,10 +175,11 @@ async def _work(sender: Account, rooms: list[str], number: int, index: int) -> N
         await sender.call("PUT", f"/rooms/{quote(room_id)}/send/m.room.message/{number}-{index}-{count}", body)
 
 
-async def _crash(server: ServerProcess, chance: random.Random) -> None:
+async def _crash(
+    server: ServerProcess, chance: random.Random, crash: Callable[[ServerProcess], Awaitable[None]]
+) -> None:
     await asyncio.sleep(chance.uniform(0.0, 0.6))
-    await server.kill()
-    await server.start()
+    await crash(server)
 
 
 async def _catch_up(bridge: Bridge, histories: dict[str, list[str]]) -> None:
