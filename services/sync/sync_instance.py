@@ -36,6 +36,7 @@ from tessera.storage.database import Database, DatabaseUnavailable
 from tessera.storage.device_changes import DeviceChangeRow
 from tessera.storage.presence import Presence
 from tessera.storage.shards import RoomShards
+from tessera.sync_token import SyncToken
 
 log = structlog.get_logger(__name__)
 
@@ -169,6 +170,10 @@ class SyncInstance:
         finally:
             state.polls.discard(poll)
             self._parked -= 1
+
+    def note_delivery(self, tails: Collection[RoomTail], since: SyncToken) -> None:
+        """An answer that waited brings what these rooms have after its token."""
+        self._deliveries.note(tails, since)
 
     @property
     def is_stopping(self) -> bool:

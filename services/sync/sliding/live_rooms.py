@@ -83,7 +83,8 @@ def _events(state: UserState, task: RoomTask) -> list[tuple[int, EventBody]] | N
         return None
     if task.floor < 0 or sent.stay != room.position or room.room_id in state.cuts:
         return None
-    if task.wanted.required_state != sent.wish and task.wanted.required_state.beyond(sent.wish).atoms:
+    wish = task.wanted.required_state
+    if wish is not sent.wish and wish.beyond(sent.wish).atoms:
         return None
     events: list[tuple[int, EventBody]] = []
     for record in tail.after(task.floor):

@@ -9,6 +9,7 @@ Spec: MSC4186 §RequiredStateRequest, §Combining room configs, §Changes to req
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 MEMBER = "m.room.member"
@@ -84,10 +85,10 @@ def from_include(
     return RequiredState(frozenset(Atom(one, without, lazy_members) for one in include), lazy_members)
 
 
-def combined(wishes: Iterable[RequiredState]) -> RequiredState:
+@lru_cache(maxsize=1_000)  # clients repeat themselves, room by room and request by request
+def combined(wishes: tuple[RequiredState, ...]) -> RequiredState:
     """The superset of several rules' wishes."""
-    every = list(wishes)
-    if len(every) == 1:
-        return every[0]
-    atoms = frozenset[Atom]().union(*(one.atoms for one in every))
-    return RequiredState(atoms, any(one.lazy_members for one in every))
+    if len(wishes) == 1:
+        return wishes[0]
+    atoms = frozenset[Atom]().union(*(one.atoms for one in wishes))
+    return RequiredState(atoms, any(one.lazy_members for one in wishes))

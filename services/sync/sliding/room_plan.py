@@ -142,7 +142,7 @@ def _has_news(task: RoomTask, tail: RoomTail) -> bool:
     if sent.stay != room.position or sent.is_dm != task.wanted.is_dm:
         return True
     wish = task.wanted.required_state
-    if wish != sent.wish and wish.beyond(sent.wish).atoms:
+    if wish is not sent.wish and wish.beyond(sent.wish).atoms:
         return True
     if min(tail.last, task.up_to) <= task.floor:
         return False

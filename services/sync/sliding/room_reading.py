@@ -171,11 +171,9 @@ class ShardRooms:
 
     def _take_timeline(self, room: ReadRoom, rows: list[EventRow], scan: int) -> None:
         limit, ignored = room.task.wanted.timeline_limit, self._view.ignored
+        fetched = len(rows)
         if ignored:
             rows = [row for row in rows if row.state_key is not None or row.sender not in ignored]
-            is_full = len(rows) >= scan
-        else:
-            is_full = False
         if room.task.only_own_leave:
             shown = [row for row in rows if row.type == MEMBER and row.state_key == self._user_id]
         elif room.tells_all or room.task.is_left:
@@ -183,11 +181,12 @@ class ShardRooms:
         else:
             shown = rows
         is_purged = not room.tells_all and room.row.purged_anchor > room.floor
-        gap = room.row.newest_gap(is_fresh=room.floor < 0, up_to=room.up_to)
+        gap = room.row.newest_gap(is_fresh=room.tells_all, up_to=room.up_to)
         if gap is not None:  # what stands on both sides of it must not be taken for neighbours
             shown = [row for row in shown if row.order > gap]
-        room.limited = len(shown) > limit or is_full or is_purged or gap is not None
-        room.events = shown[len(shown) - limit :] if limit else []
+        has_more = fetched >= scan and len(shown) < fetched  # of what was left out, nobody knows what lies beyond
+        room.limited = len(shown) > limit or has_more or is_purged or gap is not None
+        room.events = shown[-limit:] if limit else []
         room.num_live = sum(1 for row in room.events if row.order.anchor > room.task.live_from)
 
     async def _read_state(self) -> None:

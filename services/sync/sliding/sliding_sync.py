@@ -60,11 +60,15 @@ class SlidingSync:
             is_over = not await self._instance.park(poll, request.timeout_ms / 1000)
         while True:
             poll.is_woken = False
-            poll.tails = set()
+            woken_by, poll.tails = poll.tails, set()
             answer = await self._answers.compose(state, request, told, seen)
             remaining = deadline - self._clock.monotonic()
             if not answer.is_empty or told.token is None or is_over or remaining <= 0 or self._instance.is_stopping:
-                return await self._encode(request, connection, told, answer)
+                encoded = await self._encode(request, connection, told, answer)
+                if told.token is not None:
+                    delivered = [tail for tail in woken_by if tail.room_id in answer.body["rooms"]]
+                    self._instance.note_delivery(delivered, told.token)
+                return encoded
             is_over = not await self._instance.park(poll, remaining)
 
     def _is_quiet(self, state: UserState, request: SlidingRequest, connection: Connection, told: Told) -> bool:

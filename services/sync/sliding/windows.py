@@ -16,6 +16,9 @@ from services.sync.sliding.room_list import ListedRoom, RoomList, is_listed
 from services.sync.sliding.sent_rooms import Sent
 from services.sync.user_states import UserState
 
+MAX_EVENTS = 20_000  # in the timelines of all lists together
+_LIMIT_STEPS = (1, 2, 5, 10, 20, 50, 100)
+
 
 @dataclass(slots=True)
 class WantedRoom:
@@ -82,13 +85,23 @@ def match_rooms(
         if (known := rooms.rooms.get(room_id)) is not None and _may_subscribe(known, rooms, state):
             wishes.setdefault(room_id, []).append(wish)
     matched: dict[RoomId, WantedRoom] = {}
+    most = _most_events(len(wishes))
     for room_id, several in wishes.items():
-        limit = max(wish.timeline_limit for wish in several)
-        required = combined(wish.required_state for wish in several)
+        if len(several) == 1:
+            limit, required = several[0].timeline_limit, several[0].required_state
+        else:
+            limit = max(wish.timeline_limit for wish in several)
+            required = combined(tuple(wish.required_state for wish in several))
         is_subscribed = room_id in request.subscriptions
+        limit = limit if is_subscribed else min(limit, most)
         room = rooms.rooms[room_id]
         matched[room_id] = WantedRoom(room, limit, required, room.is_dm, names.get(room_id, []), is_subscribed)
     return Windows(counts, matched)
+
+
+def _most_events(rooms: int) -> int:
+    """How long timelines may be, so that an answer stays below MAX_EVENTS; of few values, as any rise tells more."""
+    return max((step for step in _LIMIT_STEPS if step * rooms <= MAX_EVENTS), default=1)
 
 
 def _in_ranges(rooms: Sequence[ListedRoom], ranges: Sequence[tuple[int, int]] | None) -> Collection[RoomId]:

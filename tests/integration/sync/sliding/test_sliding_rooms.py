@@ -137,6 +137,20 @@ async def test_a_gap_is_limited_and_brings_its_state(world: World) -> None:
     assert bodies((await bob.sync(lists=one_list(9, 4, TOPIC)))["rooms"][room_id]) == ["m.room.topic", "a", "b", "c"]
 
 
+async def test_fewer_events_than_asked_for_come_all(world: World) -> None:
+    room_id = await world.room(ALICE, BOB)
+    for text in "ab":
+        await world.say(room_id, ALICE, text)
+    bob = SlidingClient(world, BOB)
+    room = (await bob.sync(lists=one_list(9, 10)))["rooms"][room_id]
+    assert bodies(room)[0] == "m.room.create"
+    assert (len(room["timeline"]), room["limited"]) == (7, False)
+    await world.say(room_id, ALICE, "c")
+    await world.member(room_id, CAROL, "join")  # read, not told from memory
+    room = (await bob.sync(lists=one_list(9, 3)))["rooms"][room_id]
+    assert (bodies(room), room["limited"], room["joined_count"]) == (["c", "m.room.member"], False, 3)
+
+
 async def test_more_required_state_comes_at_once(world: World) -> None:
     room_id = await world.room(ALICE, BOB, name="Tea")
     await world.state(room_id, ALICE, "m.room.topic", {"topic": "t"})

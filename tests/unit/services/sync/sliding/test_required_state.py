@@ -30,15 +30,15 @@ def test_lazy_members_are_not_matched_by_wildcards() -> None:
 
 def test_a_combination_gives_what_any_of_its_parts_gives() -> None:
     lazy = from_include([EVERYTHING], [TOPIC], lazy_members=True)
-    both = combined([lazy, from_include([TOPIC])])
+    both = combined((lazy, from_include([TOPIC])))
     assert both.matches("m.room.topic", "")
     assert not both.matches(MEMBER, "@a:b")
     assert both.lazy_members
-    all_members = combined([lazy, from_include([Element(MEMBER, None)])])
+    all_members = combined((lazy, from_include([Element(MEMBER, None)])))
     assert all_members.matches(MEMBER, "@a:b")
     assert all_members.wants_all_members
-    assert combined([lazy]) is lazy
-    assert combined([]) == RequiredState()
+    assert combined((lazy,)) is lazy
+    assert combined(()) == RequiredState()
 
 
 def test_what_is_wanted_beyond_another_wish() -> None:
