@@ -88,7 +88,12 @@ class Resolution:
             if missing:
                 return missing
             if self._difference is None:
-                self._difference = self._graph.difference_of_chains(self._groups)
+                difference = self._graph.difference_of_chains(self._groups)
+                # Read by the letter, an event that every state has may be in the chain of one state alone. Synapse
+                # has always counted a state's own events to its chain, and a server that does not ends in another
+                # state than the rest of a room.
+                agreed = frozenset(self._unconflicted.values())
+                self._difference = {node for node in difference if self._graph.event_id(node) not in agreed}
             elif self._walked:
                 # What an unconflicted event's chain holds, every state's chain holds.
                 self._difference.difference_update(self._graph.chain(self._walked))

@@ -74,6 +74,18 @@ def test_equal_powers_are_ordered_by_time_then_event_id(version):
 
 
 @pytest.mark.parametrize("version", V2_VERSIONS)
+def test_who_has_been_agreed_on_is_not_replayed(version):
+    """By the letter each join is in the chain of one state alone, and whoever joined first loses to the other."""
+    room = RoomHistory(version)
+    base = room.public_room(BOB, CHARLIE)
+    levels = {BOB: 100, CHARLIE: 100} | ({} if version == "12" else {ALICE: 100})
+    base = room.levels("raised", base, ALICE, levels)
+    late = room.levels("of_bob", base, BOB, {**levels, DAN: 1}, at=2_000)
+    early = room.levels("of_charlie", base, CHARLIE, {**levels, DAN: 2}, at=1_000)
+    assert resolve(room, late, early)[POWER_LEVELS] == "$of_bob"
+
+
+@pytest.mark.parametrize("version", V2_VERSIONS)
 def test_a_join_to_a_room_that_was_closed_meanwhile_fails(version):
     room = RoomHistory(version)
     base = room.public_room()
