@@ -47,8 +47,8 @@ ALLOWED: tuple[Allowed, ...] = (
     Allowed(401, _codes("M_MISSING_TOKEN", "M_UNKNOWN_TOKEN"), _COMMON),
     Allowed(403, _codes("M_FORBIDDEN"), _COMMON),
     Allowed(404, _codes("M_NOT_FOUND"), _COMMON),
-    Allowed(404, _codes("M_UNRECOGNIZED"), _COMMON + ": an empty part of a path makes it another path"),
-    Allowed(405, _codes("M_UNRECOGNIZED"), _COMMON + ": an empty part of a path makes it another path"),
+    Allowed(404, _codes("M_UNRECOGNIZED"), _COMMON + ": an empty part makes another path, or nothing of the kind is set up"),
+    Allowed(405, _codes("M_UNRECOGNIZED"), _COMMON + ": an empty part makes another path, or nothing of the kind is set up"),
     Allowed(
         401, _codes("M_UNAUTHORIZED"), "S-S API §Request Authentication: unsigned, so 401", apis=_codes("server-server")
     ),
