@@ -39,6 +39,7 @@ def _codes(*names: str) -> frozenset[str]:
 
 
 _COMMON = "C-S API §Common error codes: any operation may answer it"
+_NOT_SERVED = f"{_COMMON}: an empty part makes another path, or nothing of the kind is set up"
 ALLOWED: tuple[Allowed, ...] = (
     Allowed(400, _codes("M_BAD_JSON", "M_NOT_JSON", "M_UNKNOWN"), _COMMON),
     Allowed(
@@ -47,8 +48,8 @@ ALLOWED: tuple[Allowed, ...] = (
     Allowed(401, _codes("M_MISSING_TOKEN", "M_UNKNOWN_TOKEN"), _COMMON),
     Allowed(403, _codes("M_FORBIDDEN"), _COMMON),
     Allowed(404, _codes("M_NOT_FOUND"), _COMMON),
-    Allowed(404, _codes("M_UNRECOGNIZED"), _COMMON + ": an empty part makes another path, or nothing of the kind is set up"),
-    Allowed(405, _codes("M_UNRECOGNIZED"), _COMMON + ": an empty part makes another path, or nothing of the kind is set up"),
+    Allowed(404, _codes("M_UNRECOGNIZED"), _NOT_SERVED),
+    Allowed(405, _codes("M_UNRECOGNIZED"), _NOT_SERVED),
     Allowed(
         401, _codes("M_UNAUTHORIZED"), "S-S API §Request Authentication: unsigned, so 401", apis=_codes("server-server")
     ),
