@@ -12,13 +12,15 @@ from enum import Enum
 
 import structlog
 
-from matrixcore.identifiers import RoomAlias, ServerName, UserId
+from matrixcore.identifiers import RoomAlias, RoomId, ServerName, UserId
 from tessera.appservice_client import AppServiceClient, AppServiceFailed
 from tessera.appservices import AppServices, Registration
 from tessera.bounded_cache import BoundedCache
 from tessera.clock import Clock
 from tessera.http.errors import Exclusive, MatrixError
-from tessera.storage import profiles
+from tessera.records import Receipt
+from tessera.storage import appservice_queue, profiles
+from tessera.storage.appservice_queue import NewEphemeral
 from tessera.storage.database import Database
 
 log = structlog.get_logger(__name__)
@@ -61,6 +63,16 @@ class BridgedNames:
         self._suffix = f":{server_name}"
         self._asking: dict[str, asyncio.Future[Answer]] = {}
         self._answers: BoundedCache[str, tuple[float, Answer]] = BoundedCache(MAX_KEPT)
+
+    def private_receipts(self, receipts: Sequence[tuple[RoomId, Receipt]]) -> list[NewEphemeral]:
+        """What is to be queued of private receipts. Spec: §Pushing ephemeral data."""
+        hearing = [one for one in self._services if one.receive_ephemeral]
+        return [
+            appservice_queue.receipt_news(one.service_id, room_id, receipt)
+            for room_id, receipt in receipts
+            for one in hearing
+            if one.has_user(receipt.user_id)
+        ]
 
     def check_alias(self, alias: RoomAlias, service_id: str | None) -> None:
         """Let nobody make or delete an alias of somebody else's.

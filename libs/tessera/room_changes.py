@@ -27,7 +27,9 @@ from tessera.http.authentication import Requester
 from tessera.http.errors import Forbidden, MatrixError, Unavailable
 from tessera.ids import IdSource
 from tessera.memberships import changes_of_outcome, project_memberships
+from tessera.records import Receipt
 from tessera.room_commands import CommandUnanswered, RoomCommands
+from tessera.storage.appservice_queue import NewEphemeral
 from tessera.storage.database import Database
 from tessera.storage.shards import RoomShards
 
@@ -90,10 +92,13 @@ class PolicySigner(Protocol):
 
 
 class NamesOnDemand(Protocol):
-    """Users and aliases that application services make when they are asked for."""
+    """Application services: what they make when they are asked for it, and what is theirs alone."""
 
     async def make_alias(self, alias: RoomAlias) -> bool:
         """Let an alias lead somewhere that leads nowhere yet; whether it does now."""
+
+    def private_receipts(self, receipts: Sequence[tuple[RoomId, Receipt]]) -> list[NewEphemeral]:
+        """What services are to be told of private receipts: of users in their namespaces alone."""
 
     def check_alias(self, alias: RoomAlias, service_id: str | None) -> None:
         """Raise Exclusive unless an application service, or with None a person, may make and delete the alias."""

@@ -136,17 +136,6 @@ class AppServiceStep:
         return orjson.dumps({"member": member, "stripped": stripped} if stripped else {"member": member})
 
     def _receipt_news(self, room_id: RoomId, receipts: Sequence[Receipt], services: Services) -> Iterator[NewEphemeral]:
-        hearing = sorted(services & self._hearing)
-        for receipt in receipts:
-            subject = f"receipt {room_id} {receipt.user_id} {receipt.receipt_type} {receipt.thread_id}"
-            body = receipt_body(receipt) if hearing else b""
-            for service_id in hearing:
-                yield NewEphemeral(service_id, subject, room_id, body)
-
-
-def receipt_body(receipt: Receipt) -> bytes:
-    """A receipt as it lies in a queue: [event ID, type, user ID, data]."""
-    data: dict[str, Any] = {"ts": receipt.ts}
-    if receipt.thread_id:
-        data["thread_id"] = receipt.thread_id
-    return orjson.dumps([receipt.event_id, receipt.receipt_type, receipt.user_id, data])
+        for service_id in sorted(services & self._hearing):
+            for receipt in receipts:
+                yield appservice_queue.receipt_news(service_id, room_id, receipt)

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from matrixcore.identifiers import EventId, InvalidIdentifier, RoomId, UserId, parse_event_id
-from services.gateway.receipt_batches import PUBLIC, ReceiptBatches, read_position, set_read_positions
+from services.gateway.receipt_batches import PRIVATE, PUBLIC, ReceiptBatches, read_position, set_read_positions
 from services.gateway.room_changes import RoomChanges
 from tessera.http.errors import Forbidden, InvalidParam, LimitExceeded
 from tessera.records import Receipt
 from tessera.storage.room_reads.receipts import ReceiptTarget, find_target
 
-PRIVATE = "m.read.private"
 FULLY_READ = "m.fully_read"
 RECEIPT_TYPES = frozenset((PUBLIC, PRIVATE, FULLY_READ))
 MAIN_THREAD = "main"

@@ -18,7 +18,7 @@ from services.gateway.room_changes import RoomChanges
 from tessera.commands import SetReceipts
 from tessera.http.errors import MatrixError
 from tessera.records import OrderKey, Receipt
-from tessera.storage import read_positions, user_log
+from tessera.storage import appservice_queue, read_positions, user_log
 from tessera.storage.database import DatabaseUnavailable
 from tessera.storage.read_positions import ReadPosition
 from tessera.storage.room_reads.receipts import list_places
@@ -37,6 +37,7 @@ MAX_ATTEMPTS = 5
 PARALLEL_COMMANDS = 16
 
 PUBLIC = "m.read"
+PRIVATE = "m.read.private"
 
 
 @dataclass(slots=True)
@@ -232,5 +233,12 @@ async def set_read_positions(changes: RoomChanges, positions: list[ReadPosition]
         return
     async with changes.accounts.transaction() as tx:
         heads = await read_positions.set_positions(tx, positions)
+        if changes.bridges is not None and heads:
+            private = [
+                (one.room_id, Receipt(one.user_id, PRIVATE, one.thread_id, one.event_id, one.ts))
+                for one in positions
+                if one.receipt_type == PRIVATE and one.user_id in heads
+            ]
+            await appservice_queue.add_ephemeral(tx, changes.bridges.private_receipts(private))
     if heads:
         await changes.fanout.publish_user_wakes(user_log.wakes_of(heads))

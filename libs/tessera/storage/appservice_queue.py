@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
+import orjson
+
 from matrixcore.identifiers import EventId, RoomId
+from tessera.records import Receipt
 from tessera.storage.consumer_cursors import Cursor
 from tessera.storage.database import Transaction
 
@@ -41,6 +44,16 @@ class NewEphemeral(NamedTuple):
     subject: str
     room_id: RoomId
     body: bytes
+
+
+def receipt_news(service_id: str, room_id: RoomId, receipt: Receipt) -> NewEphemeral:
+    """A receipt: the newest of its user, type and thread; the body is [event ID, type, user ID, data]."""
+    subject = f"receipt {room_id} {receipt.user_id} {receipt.receipt_type} {receipt.thread_id}"
+    data: dict[str, object] = {"ts": receipt.ts}
+    if receipt.thread_id:
+        data["thread_id"] = receipt.thread_id
+    body = orjson.dumps([receipt.event_id, receipt.receipt_type, receipt.user_id, data])
+    return NewEphemeral(service_id, subject, room_id, body)
 
 
 class QueuedEvent(NamedTuple):

@@ -5,13 +5,16 @@ from typing import Any
 import pytest
 from seeded_rooms import ALICE, BEGINNING_MS, BOB, ROOM, SERVER, SeededRoom
 
-from matrixcore.identifiers import UserId
+from matrixcore.identifiers import EventId, UserId
 from services.appservice.composing import ephemeral_events
 from services.appservice.interest import Namespaces
 from services.appservice.passing import PassingFeed
 from services.appservice.present_rooms import PresentRooms
-from tessera.appservices import parse_registration
+from tessera.appservice_client import AppServiceClient
+from tessera.appservices import AppServices, parse_registration
+from tessera.bridged_names import BridgedNames
 from tessera.clock import FakeClock
+from tessera.records import Receipt
 from tessera.storage import appservice_queue
 from tessera.storage.appservice_queue import NewTransaction
 from tessera.storage.database import Database
@@ -32,11 +35,13 @@ class World:
             "as_token": "as_token_of_irc",
             "hs_token": "hs_token_of_irc",
             "sender_localpart": "ircbot",
+            "receive_ephemeral": True,
             "namespaces": {"users": [{"exclusive": True, "regex": "@_irc_.*"}]},
         }
         self.accounts = accounts
         self.clock = FakeClock(BEGINNING_MS)
-        namespaces = Namespaces([parse_registration(data, SERVER)], SERVER)
+        self.services = [parse_registration(data, SERVER)]
+        namespaces = Namespaces(self.services, SERVER)
         rooms = PresentRooms(accounts, shards, namespaces, self.clock, SERVER)
         self.own = frozenset({"irc"})
         self.wakes = 0
@@ -100,6 +105,17 @@ async def test_a_service_that_fails_or_is_another_process_s_gets_none(world: Wor
     world.own = frozenset()
     world.feed.on_typing(TypingChange(ROOM, BOB, 30_000))
     assert await world.told() == []
+
+
+async def test_private_receipts_go_to_the_service_of_their_user_alone(world: World, accounts: Database) -> None:
+    registrations = AppServices(world.services)
+    client = AppServiceClient(world.clock, connections=1)
+    names = BridgedNames(registrations, client, accounts, world.clock, SERVER)
+    given = [(ROOM, Receipt(user_id, "m.read.private", "", EventId("$e"), 7)) for user_id in (GHOST, ALICE)]
+    async with accounts.transaction() as tx:
+        await appservice_queue.add_ephemeral(tx, names.private_receipts(given))
+    content = {"$e": {"m.read.private": {GHOST: {"ts": 7}}}}
+    assert await world.told() == [{"type": "m.receipt", "room_id": ROOM, "content": content}]
 
 
 async def test_a_crowd_s_presence_is_taken_a_part_at_a_time(world: World, room: SeededRoom) -> None:
