@@ -8,6 +8,7 @@ import structlog
 from matrixcore.events import load_event
 from matrixcore.identifiers import RoomId
 from matrixcore.room_versions import ROOM_VERSIONS
+from services.rooms.foreseeing import Foreseen
 from services.rooms.hot_rooms import HotRoom, HotRooms, hot_room_of
 from services.rooms.local_events import append, create_room, draft
 from services.rooms.parted_commands import PartedCommands
@@ -32,6 +33,7 @@ class Building:
 
     Attributes:
         parts: of commands that name inbox rows and break the writer.
+        foreseen: what has been asked about the PDUs that the commands name.
         elsewhere: rooms of other servers of which nothing but a membership is told.
     """
 
@@ -39,6 +41,7 @@ class Building:
     loaded: Loaded
     now_ms: int
     parts: PartedCommands
+    foreseen: Foreseen = field(default_factory=Foreseen)
     works: dict[RoomId, RoomWork] = field(default_factory=dict)
     elsewhere: dict[RoomId, RoomWork] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)

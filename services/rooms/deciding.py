@@ -14,6 +14,7 @@ import structlog
 from services.rooms import metrics
 from services.rooms.batch_builder import Building, CommandFailed, build_command, needed_rooms, take_loaded
 from services.rooms.broken_commands import BrokenCommands
+from services.rooms.foreseeing import foresee
 from services.rooms.hot_rooms import HotRooms
 from services.rooms.many_ends import has_many_ends
 from services.rooms.needs import add_needs
@@ -210,8 +211,10 @@ class Decider:
                 add_needs(wanted, self._rooms.find(command.room_id), command, self._signer.server_name)
         loaded = await load(tx, wanted) if wanted else Loaded()
         take_loaded(self._rooms, wanted, loaded)
+        foreseen = await foresee(tx, self._rooms, [one for one in commands if not self._broken.is_dead(one)])
         for _ in range(MAX_REBUILDS):
-            building = Building(self._partition_works(commands), loaded, self._clock.now_ms(), self._broken.parts)
+            works, now_ms = self._partition_works(commands), self._clock.now_ms()
+            building = Building(works, loaded, now_ms, self._broken.parts, foreseen)
             try:
                 with tracing.phase_of(self._gathered.trace, "rooms.build"):
                     for command in commands:
@@ -274,8 +277,10 @@ class Decider:
             raise _Decided(result.decided)
         metrics.COMMIT_SECONDS.observe(self._clock.monotonic() - started)
         # Two machines' clocks: good enough to be looked at, never to decide by.
-        oldest = min(command.origin_server_ts for command in commands)
-        metrics.LAG_SECONDS.observe(max(0, self._clock.now_ms() - oldest) / 1000)
+        now_ms = self._clock.now_ms()
+        # An application service may give an event a time long ago, which says nothing of a delay.
+        waited = (now_ms - command.origin_server_ts for command in commands)
+        metrics.LAG_SECONDS.observe(max((one for one in waited if 0 <= one < MAX_LAG_MS), default=0) / 1000)
         await self._after_commit(building, result, finished)
 
     def _guards(self, building: Building, finished: Mapping[int, Collection[int]]) -> list[Guard]:

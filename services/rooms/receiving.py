@@ -111,7 +111,8 @@ class Receiver:
         self._building = building
         self._rooms = rooms
         self._signer = signer
-        self.past = RoomPast(tx, work)
+        self._foreseen = building.foreseen.of_room(work.room_id)
+        self.past = RoomPast(tx, work, self._foreseen)
         self._redactions: dict[EventId, Event] = {}  # target -> a redaction that waits for it
         self._above_gaps: list[Event] = []  # placed by what was told of the state before them
         self._subs: dict[int, int] = {}  # anchor -> the place below it that is given next
@@ -151,7 +152,9 @@ class Receiver:
         """Take in PDUs and those that waited for them; the IDs of the events that are stored now."""
         parts, body = self._building.parts, command.body
         if isinstance(body, ReceivePdus):
-            rows = await inbox.load(self._tx, command.room_id, body.inbox_ids[:MAX_ROWS])
+            named = body.inbox_ids[:MAX_ROWS]
+            known = self._building.foreseen.find_rows(command.room_id, named)
+            rows = await inbox.load(self._tx, command.room_id, named) if known is None else known
         else:
             rows = await inbox.load_waiting(self._tx, command.room_id, MAX_ROWS)
         stored: list[EventId] = []
@@ -199,7 +202,7 @@ class Receiver:
     def _parse(self, row: InboxRow) -> Event | None:
         """The event of a row; in its redacted form if its contents are not what its hash says."""
         try:
-            event = parse_event(row.pdu, self.work.rules)
+            event = self._building.foreseen.parsed.get(row.inbox_id) or parse_event(row.pdu, self.work.rules)
         except InvalidEvent as error:
             log.info("dropped a PDU", room_id=self.work.room_id, origin=row.origin, reason=error.reason)
             return None
@@ -311,12 +314,14 @@ class Receiver:
         if not fresh or limit <= 0:
             return []
         work = self.work
-        rows = await inbox.load_waiting_for(self._tx, work.room_id, fresh, limit)
+        awaited = self._foreseen.awaited(fresh)
+        rows = await inbox.load_waiting_for(self._tx, work.room_id, awaited, limit) if awaited else []
         if rows:
             work.arrived.update(dict.fromkeys(fresh))
         parked = [i for i, missing in work.inbox.items() if missing and not missing.keys().isdisjoint(fresh)]
         loaded = {row.inbox_id for row in rows}
-        rows += await inbox.load(self._tx, work.room_id, [i for i in parked if i not in loaded])
+        if more := [i for i in parked if i not in loaded]:
+            rows += await inbox.load(self._tx, work.room_id, more)
         return [row for row in rows if work.inbox.get(row.inbox_id, ()) is not None][:limit]
 
     async def _load_needs(self, events: Sequence[Event]) -> None:
@@ -333,9 +338,10 @@ class Receiver:
         named = [named for e in events for named in (e.event_id, *e.prev_events)]
         await self.past.find_places(named)
         await self.past.find_events([cited for event in events for cited in event.auth_events])
-        found = await state_loading.list_redactions(
-            self._tx, work.room_id, [event.event_id for event in events], MAX_WAITING_REDACTIONS
-        )
+        awaited = self._foreseen.awaited(event.event_id for event in events)
+        if not awaited:
+            return
+        found = await state_loading.list_redactions(self._tx, work.room_id, awaited, MAX_WAITING_REDACTIONS)
         for redaction in (await self.past.find_events(found)).values():
             if redaction.redacts is not None:
                 self._redactions.setdefault(redaction.redacts, redaction)

@@ -14,6 +14,7 @@ from typing import TypeVar
 from matrixcore.events import Event, load_event
 from matrixcore.identifiers import EventId, StateKey
 from matrixcore.state_res import AuthEdges, Resolution
+from services.rooms.foreseeing import NOTHING, ForeseenRoom
 from services.rooms.resolutions import Resolutions, Resolved, mark_of
 from services.rooms.room_work import RoomWork
 from tessera.records import OrderKey
@@ -41,15 +42,15 @@ class RoomPast:
     A `State` is good until current state changes.
     """
 
-    def __init__(self, tx: Transaction, work: RoomWork) -> None:
+    def __init__(self, tx: Transaction, work: RoomWork, foreseen: ForeseenRoom = NOTHING) -> None:
         self._tx = tx
         self._work = work
-        self._places: dict[EventId, EventPlace | None] = {}
-        self._events: dict[EventId, Event | None] = {}
-        self._rejected: set[EventId] = set()
+        self._places: dict[EventId, EventPlace | None] = dict(foreseen.places)
+        self._events: dict[EventId, Event | None] = dict(foreseen.events)
+        self._rejected: set[EventId] = set(foreseen.rejected)
         self._since: dict[OrderKey, dict[StateKey, EventId | None]] = {}  # what changed keys had there, as committed
         self._committed: dict[StateKey, EventId | None] = {}  # current state before this batch
-        self._has_gaps: bool | None = None
+        self._has_gaps = foreseen.has_gaps
         self._followed: dict[EventId, bool] = {}
 
     def learn(self, event: Event) -> None:
