@@ -44,6 +44,7 @@ from tessera.storage.writer_batch import CommitRefused, CommitResult, CommitUnkn
 
 log = structlog.get_logger(__name__)
 
+MAX_LAG_MS = 3_600_000
 MAX_REBUILDS = 20  # of one batch, whatever the reasons
 
 
