@@ -25,6 +25,7 @@ from tests.fixtures.small_peer import VERSION, small_peer
 from tests.fixtures.synapse import SynapseServer
 from tests.fixtures.whole_server import Device
 
+NAMES = ("tessera", "synapse")
 SETTLE_SECONDS = 300.0
 Costs = Callable[[], tuple[float, float]]
 
@@ -163,13 +164,13 @@ async def run(names: list[str], load: Load) -> None:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=["tessera", "synapse"], choices=["tessera", "synapse"])
+    parser.add_argument("names", nargs="*", choices=NAMES)
     parser.add_argument("--pdus", type=int, default=5_000)
     parser.add_argument("--rooms", type=int, default=50)
     parser.add_argument("--single", action="store_true")
     arguments = parser.parse_args()
     load = Load(arguments.pdus, arguments.rooms, 1 if arguments.single else min(50, arguments.rooms))
-    asyncio.run(run(arguments.names, load))
+    asyncio.run(run(arguments.names or list(NAMES), load))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from tests.fixtures.server_process import free_port
 from tests.fixtures.synapse import SynapseServer
 from tests.fixtures.whole_server import Device
 
+NAMES = ("tessera", "synapse")
 SERVERS = 4  # so that the resident is among those that are asked for history
 KEY = SigningKey("host", b"\x05" * 32)  # of all of them
 WAIT_SECONDS = 300.0
@@ -215,10 +216,10 @@ async def run(names: list[str], members: int) -> None:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=["tessera", "synapse"], choices=["tessera", "synapse"])
+    parser.add_argument("names", nargs="*", choices=NAMES)
     parser.add_argument("--members", type=int, default=20_000)
     arguments = parser.parse_args()
-    asyncio.run(run(arguments.names, arguments.members))
+    asyncio.run(run(arguments.names or list(NAMES), arguments.members))
 
 
 if __name__ == "__main__":
