@@ -164,11 +164,13 @@ async def run(names: list[str], load: Load) -> None:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=NAMES)
+    parser.add_argument("names", nargs="*", metavar="|".join(NAMES))
     parser.add_argument("--pdus", type=int, default=5_000)
     parser.add_argument("--rooms", type=int, default=50)
     parser.add_argument("--single", action="store_true")
     arguments = parser.parse_args()
+    if wrong := set(arguments.names).difference(NAMES):
+        parser.error(f"unknown: {', '.join(wrong)}")
     load = Load(arguments.pdus, arguments.rooms, 1 if arguments.single else min(50, arguments.rooms))
     asyncio.run(run(arguments.names or list(NAMES), load))
 

@@ -216,9 +216,11 @@ async def run(names: list[str], members: int) -> None:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=NAMES)
+    parser.add_argument("names", nargs="*", metavar="|".join(NAMES))
     parser.add_argument("--members", type=int, default=20_000)
     arguments = parser.parse_args()
+    if wrong := set(arguments.names).difference(NAMES):
+        parser.error(f"unknown: {', '.join(wrong)}")
     asyncio.run(run(arguments.names or list(NAMES), arguments.members))
 
 
