@@ -51,6 +51,7 @@ class Registration:
     protocols: tuple[str, ...] = ()
     rate_limited: bool = True
     receive_ephemeral: bool = False
+    has_older_ephemeral: bool = False  # it asked for it as the proposal MSC2409 did, and reads it where that had it
 
     def has_user(self, user_id: UserId) -> bool:
         """Whether the service may act as a user."""
@@ -157,6 +158,7 @@ def parse_registration(data: object, server_name: ServerName) -> Registration:
     if not isinstance(protocols, list) or not all(isinstance(one, str) for one in protocols):
         raise InvalidRegistration("protocols must be a list of strings")
     users, aliases, rooms = (_namespaces(spaces, name) for name in ("users", "aliases", "rooms"))
+    older_ephemeral = data.get("de.sorunome.msc2409.push_ephemeral") is True
     return Registration(
         texts["id"],
         None if url is None else url.rstrip("/"),
@@ -168,7 +170,8 @@ def parse_registration(data: object, server_name: ServerName) -> Registration:
         rooms,
         tuple(protocols),
         data.get("rate_limited") is not False,
-        data.get("receive_ephemeral") is True or data.get("de.sorunome.msc2409.push_ephemeral") is True,
+        data.get("receive_ephemeral") is True or older_ephemeral,
+        older_ephemeral,
     )
 
 

@@ -48,10 +48,15 @@ class RoomUnavailable(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Whoever changes a room: the user, and the device whose own events carry the transaction ID."""
+    """Whoever changes a room: the user, and the device whose own events carry the transaction ID.
+
+    Attributes:
+        sent_ms: the origin_server_ts of what is sent, where an application service gives one.
+    """
 
     user_id: UserId
     device_id: str | None = None
+    sent_ms: int | None = None
 
 
 def session_of(requester: Requester) -> Session:
@@ -129,7 +134,13 @@ class RoomChanges:
     policy: PolicySigner | None = None
 
     async def submit(
-        self, room_id: RoomId, sender: UserId, body: CommandBody, *, command_id: bytes | None = None
+        self,
+        room_id: RoomId,
+        sender: UserId,
+        body: CommandBody,
+        *,
+        command_id: bytes | None = None,
+        sent_ms: int | None = None,
     ) -> Outcome:
         """Have a change made and answer its outcome, once the users' room lists know of it.
 
@@ -137,6 +148,7 @@ class RoomChanges:
 
         Args:
             command_id: of a request that a client may repeat; None for one that is always new.
+            sent_ms: the time of the event; None for now.
 
         Raises:
             MatrixError: the writer refused it, or the policy server did.
@@ -144,14 +156,14 @@ class RoomChanges:
         """
         command_id = command_id or self.ids.random_bytes(COMMAND_ID_BYTES)
         try:
-            return await self._submit(room_id, sender, body, command_id)
+            return await self._submit(room_id, sender, body, command_id, sent_ms)
         except MatrixError as refusal:
             if refusal.errcode != NEEDS_POLICY_SIGNATURE or not isinstance(body, Append | AppendPdu):
                 raise
-        return await self._submit_signed(room_id, sender, body, command_id)
+        return await self._submit_signed(room_id, sender, body, command_id, sent_ms)
 
     async def _submit_signed(
-        self, room_id: RoomId, sender: UserId, body: Append | AppendPdu, command_id: bytes
+        self, room_id: RoomId, sender: UserId, body: Append | AppendPdu, command_id: bytes, sent_ms: int | None
     ) -> Outcome:
         """Have the event drafted, signed and appended; a draft that the room has left behind is made once more."""
         if self.policy is None:
@@ -160,7 +172,7 @@ class RoomChanges:
         for attempt in range(MAX_DRAFTS if is_draft else 1):
             if isinstance(body, Append):
                 drafted = await self._submit(
-                    room_id, sender, Draft(body.event), self.ids.random_bytes(COMMAND_ID_BYTES)
+                    room_id, sender, Draft(body.event), self.ids.random_bytes(COMMAND_ID_BYTES), sent_ms
                 )
                 pdu = drafted.body
             else:
@@ -178,13 +190,15 @@ class RoomChanges:
                     raise
         raise AssertionError("the loop returns or raises")
 
-    async def _submit(self, room_id: RoomId, sender: UserId, body: CommandBody, command_id: bytes) -> Outcome:
+    async def _submit(
+        self, room_id: RoomId, sender: UserId, body: CommandBody, command_id: bytes, sent_ms: int | None = None
+    ) -> Outcome:
         command = Command(
             command_id,
             room_id,
             self.shards.partition_of(room_id),
             sender,
-            self.clock.now_ms(),
+            self.clock.now_ms() if sent_ms is None else sent_ms,
             body,
         )
         try:
@@ -217,7 +231,7 @@ class RoomChanges:
         if path is not None:
             command_id = transaction_command_id(session.user_id, session.device_id, "PUT", path)
         body = Append(event, session.device_id, txn_id, expect_membership, done_if_membership)
-        outcome = await self.submit(room_id, session.user_id, body, command_id=command_id)
+        outcome = await self.submit(room_id, session.user_id, body, command_id=command_id, sent_ms=session.sent_ms)
         return outcome.event_ids[0] if outcome.event_ids else None
 
 

@@ -51,9 +51,18 @@ async def load_events(shards: RoomShards, queued: Sequence[QueuedEvent]) -> Stor
 
 
 def compose(
-    queued: Sequence[QueuedEvent], stored: StoredEvents, passing: Sequence[QueuedEphemeral], now_ms: int
+    queued: Sequence[QueuedEvent],
+    stored: StoredEvents,
+    passing: Sequence[QueuedEphemeral],
+    now_ms: int,
+    *,
+    older_ephemeral: bool = False,
 ) -> Composed:
-    """A transaction of the first of the events, as many as fit, and of what passes."""
+    """A transaction of the first of the events, as many as fit, and of what passes.
+
+    Args:
+        older_ephemeral: under the name of MSC2409 too.
+    """
     reader = Reader(UserId(""), None, now_ms)
     seqs: list[int] = []
     events: list[bytes] = []
@@ -68,7 +77,10 @@ def compose(
             events.append(event)
     body = b'{"events":[' + b",".join(events) + b"]"
     if passing:
-        body += b',"ephemeral":' + orjson.dumps(ephemeral_events(passing))
+        ephemeral = orjson.dumps(ephemeral_events(passing))
+        body += b',"ephemeral":' + ephemeral
+        if older_ephemeral:
+            body += b',"de.sorunome.msc2409.ephemeral":' + ephemeral
     return Composed(body + b"}", tuple(seqs), tuple(one.seq for one in passing), len(events))
 
 

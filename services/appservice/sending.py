@@ -179,7 +179,9 @@ class Sender:
             passing = await appservice_queue.list_ephemeral(tx, service_id)
         if not queued and not passing:
             return None
-        made = compose(queued, await load_events(self._shards, queued), passing, self._clock.now_ms())
+        stored = await load_events(self._shards, queued)
+        older_ephemeral = service.has_older_ephemeral
+        made = compose(queued, stored, passing, self._clock.now_ms(), older_ephemeral=older_ephemeral)
         if not made.event_count and not passing:
             async with self._accounts.reading() as tx:
                 await appservice_queue.delete_events(tx, service_id, made.events)

@@ -12,6 +12,7 @@ from matrixcore.identifiers import EventId, RoomId, fits_in_bytes
 from matrixcore.relations import annotation_identity, parse_relation, thread_root
 from services.gateway.delayed_events import delay_of, schedule
 from services.gateway.dependencies import gateway_of
+from services.gateway.given_timestamps import session_with_time
 from services.gateway.path_identifiers import room_id_of
 from services.gateway.room_changes import RoomChanges, Session, new_redaction, session_of
 from services.gateway.routing import client_routes, requester_of
@@ -33,7 +34,7 @@ async def send_message(request: Request) -> Response:
     if request.scope["query_string"] and (delay_ms := delay_of(request)) is not None:
         room_id, event_type = room_id_of(path["room_id"]), path["event_type"]
         return await schedule(gateway, requester, room_id, event_type, None, content, delay_ms, path["txn_id"])
-    session = session_of(requester)
+    session = session_with_time(request, requester) if request.scope["query_string"] else session_of(requester)
     event_id = await send_event(
         gateway.rooms, session, room_id_of(path["room_id"]), path["event_type"], content, path["txn_id"]
     )

@@ -8,9 +8,10 @@ from starlette.responses import Response
 from matrixcore.identifiers import RoomId, UserId, fits_in_bytes
 from services.gateway.delayed_events import delay_of, schedule
 from services.gateway.dependencies import GatewayDep, GatewayDeps
+from services.gateway.given_timestamps import session_with_time
 from services.gateway.path_identifiers import room_id_of
 from services.gateway.room_access import refuse_guest
-from services.gateway.room_changes import RoomChanges, Session, session_of
+from services.gateway.room_changes import RoomChanges, Session
 from services.gateway.room_directory import check_canonical_alias
 from services.gateway.room_membership import set_member_state
 from services.gateway.routing import CurrentRequester, JsonObject, client_router
@@ -64,7 +65,7 @@ async def _set(
     gateway.limits.check("rc_message", requester.user_id)
     if (delay_ms := delay_of(request)) is not None:
         return await schedule(gateway, requester, room_id_of(room_id), event_type, state_key, content, delay_ms)
-    session = session_of(requester)
+    session = session_with_time(request, requester)
     event_id = await set_state(gateway.rooms, session, room_id_of(room_id), event_type, state_key, content)
     return json_reply({"event_id": event_id})
 

@@ -29,7 +29,7 @@ class SdkBridge:
             "as_token": "as-token-of-the-irc-bridge",
             "hs_token": "hs-token-of-the-irc-bridge",
             "sender_localpart": "_irc_bot",
-            "receive_ephemeral": True,
+            "de.sorunome.msc2409.push_ephemeral": True,  # the library reads it where the proposal had it
             "protocols": ["irc"],
             "rate_limited": False,
             "namespaces": {
