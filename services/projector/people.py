@@ -39,14 +39,15 @@ class PeopleStep:
     async def prepare(self, records: Sequence[LogRecord]) -> object:
         """The people in the records; rooms that changed as a whole are read as they are now."""
         people: list[DirectoryUser] = []
-        changed = dict.fromkeys(record.room_id for record in records if isinstance(record.body, StateBody))
-        for room_id in changed:
-            async for page in read_people(self.shards.of_room(room_id), room_id, self.server_name):
-                people += page
         for record in records:
             if isinstance(record.body, EventBody):
                 content = orjson.loads(record.body.client + b"}")["content"]
                 people.append(person_of(UserId(record.body.state_key or ""), content))
+        # Last: a room as it is now is newer than any record of it.
+        changed = dict.fromkeys(record.room_id for record in records if isinstance(record.body, StateBody))
+        for room_id in changed:
+            async for page in read_people(self.shards.of_room(room_id), room_id, self.server_name):
+                people += page
         return people or NOTHING_TO_APPLY
 
     async def apply(self, tx: Transaction, records: Sequence[LogRecord], prepared: object) -> AfterCommit | None:

@@ -13,10 +13,12 @@ from tessera.bus import LocalRecordBus
 from tessera.clock import FakeClock
 from tessera.config import Settings
 from tessera.record_consumer import RecordConsumer
+from tessera.records import RecordKind, StateBody
 from tessera.remote_people import PeopleRebuilder
 from tessera.storage import directory, user_rooms, users
 from tessera.storage.database import Database
 from tessera.storage.directory import RoomSummary
+from tessera.storage.records import list_records
 from tessera.storage.shards import RoomShards
 from tessera.storage.user_rooms import MembershipChange
 
@@ -87,3 +89,20 @@ async def test_a_rebuild_finds_them_again(
     steps = [step async for step in rebuilder.rebuild([shards.partition_of(ROOM)])]
     assert [(step.rooms, step.changed) for step in steps] == [(1, 1)]
     assert await found(gateway, ALICE, "erika") == [FAR]
+
+
+async def test_a_state_that_changed_as_a_whole_is_newer_than_events_before_it(
+    room: SeededRoom, accounts: Database, shards: RoomShards
+) -> None:
+    await room.member(FAR, "join", displayname="Before")
+    now = await room.member(FAR, "join", displayname="Now")
+    partition = shards.partition_of(ROOM)
+    async with accounts.reading() as tx:
+        *_, before, after = await list_records(tx, partition, 0, 1 << 40, 100)
+    resolved = replace(after, kind=RecordKind.STATE, body=StateBody((("m.room.member", FAR, now.event_id),), None, ()))
+    step = PeopleStep(shards, SERVER)
+    records = [before, resolved]
+    prepared = await step.prepare(records)
+    async with accounts.transaction() as tx:
+        await step.apply(tx, records, prepared)
+    assert await accounts.fetchval("SELECT displayname FROM accounts.remote_users WHERE user_id = $1", FAR) == "Now"
