@@ -100,6 +100,11 @@ async def test_what_is_refused(world: World) -> None:
         assert (await asking.ask("PUT", path, dict(event.fields), origin="third.example"))[0] == 403
         assert (await asking.ask("PUT", path + "x", dict(event.fields)))[0] == 400
         assert (await asking.ask("PUT", f"/v2/send_leave/{room_id}/{event.event_id}", dict(event.fields)))[0] == 400
+        await join(asking, room_id, FAY, "11")
+        leave = finished((await asking.template("leave", room_id, FAY))[1])
+        forged = add_signature(leave, FAR, FAR_KEY.key_id, "A" * 86)
+        status, reply = await asking.ask("PUT", f"/v2/send_leave/{room_id}/{leave.event_id}", dict(forged.fields))
+        assert (status, reply["errcode"]) == (403, "M_FORBIDDEN")
         await set_state(world, room_id, "m.room.server_acl", {"allow": ["*"], "deny": [FAR]})
         assert (await asking.template("join", room_id, FAY))[0] == 403
         assert (await asking.ask("PUT", path, dict(event.fields)))[0] == 403
