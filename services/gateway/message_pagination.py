@@ -32,6 +32,7 @@ from tessera.event_serving import serve_events
 from tessera.http.authentication import Requester
 from tessera.http.errors import InvalidParam, MissingParam
 from tessera.http.replies import json_reply
+from tessera.pagination_token import point_before
 from tessera.records import OrderKey
 from tessera.storage.database import Transaction
 from tessera.storage.room_reads.events import LOWEST, EventRow
@@ -88,7 +89,8 @@ async def list_messages(
     read = await _read_for(gateway, room_id, requester.user_id, asked)
     if await _extend(gateway, read, asked):
         read = await _read_for(gateway, room_id, requester.user_id, asked)
-    view, page, members, bundled = read
+    page = await _cut_at_gap(gateway, read, asked)
+    view, _, members, bundled = read
     chunk = await serve_page(
         gateway.shards,
         gateway.accounts,
@@ -138,11 +140,26 @@ async def _extend(gateway: GatewayDeps, read: _Read, asked: _Asked) -> bool:
     """Fetch more history from other servers where the page comes to the end of what is here; whether there is more."""
     if not asked.backwards or gateway.backfiller is None or read.view.history.current is not Membership.JOIN:
         return False
-    low = max(read.page.end or LOWEST, asked.after or LOWEST)
+    return await gateway.backfiller.extend(read.view.room.room_id, *_stretch_of(read, asked))
+
+
+async def _cut_at_gap(gateway: GatewayDeps, read: _Read, asked: _Asked) -> Page:
+    """The page, but nothing of what lies below a gap that another request may fill."""
+    page = read.page
+    if not asked.backwards or gateway.backfiller is None or read.view.history.current is not Membership.JOIN:
+        return page
+    gap = await gateway.backfiller.find_gap(read.view.room.room_id, *_stretch_of(read, asked))
+    if gap is None or (page.end is not None and gap <= page.end):  # the next page begins with it
+        return page
+    return Page([event for event in page.events if event.order >= gap], point_before(gap))
+
+
+def _stretch_of(read: _Read, asked: _Asked) -> tuple[OrderKey, OrderKey]:
+    """The part of the room's order that a page going backwards is about."""
     top = asked.up_to
     # The event just above, whose prev_batch this is, may be the one where the history breaks off.
     high = read.view.head if top is None else OrderKey(top.anchor, top.sub + 1)
-    return await gateway.backfiller.extend(read.view.room.room_id, low, high)
+    return max(read.page.end or LOWEST, asked.after or LOWEST), high
 
 
 async def _read_as_member(gateway: GatewayDeps, room_id: RoomId, user_id: UserId, asked: _Asked) -> _Read | None:

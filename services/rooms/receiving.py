@@ -12,10 +12,11 @@ from dataclasses import replace
 import orjson
 import structlog
 
+from matrixcore.auth_events import CREATE
 from matrixcore.event_hashes import check_content_hash
 from matrixcore.events import Event, InvalidEvent, load_event, parse_event, redact_event
 from matrixcore.identifiers import EventId, StateKey, server_of
-from matrixcore.verdicts import Accepted, Rejected, SoftFailed
+from matrixcore.verdicts import ACCEPTED, Accepted, Rejected, SoftFailed
 from services.rooms.batch_builder import Building, CommandFailed, find_work, refuse, take_loaded, work_of
 from services.rooms.behind_gaps import judge_by_told_state, move_backward_extremities, place_below
 from services.rooms.entering import drop_strays, enter_room, note_elsewhere
@@ -206,7 +207,8 @@ class Receiver:
         except InvalidEvent as error:
             log.info("dropped a PDU", room_id=self.work.room_id, origin=row.origin, reason=error.reason)
             return None
-        if event.room_id != self.work.room_id or not event.prev_events:
+        is_placeable = bool(event.prev_events) or (event.type == CREATE[0] and row.below is not None)
+        if event.room_id != self.work.room_id or not is_placeable:
             log.info("dropped a PDU", room_id=self.work.room_id, origin=row.origin, reason="not of the room's DAG")
             return None
         return event if check_content_hash(event.fields, event.rules) else redact_event(event)
@@ -256,6 +258,10 @@ class Receiver:
         """What comes of the checks, and whether they were made by the state that was told."""
         if row.outlier:
             return await judge_outlier(self.work, self.past, event), False
+        if not event.prev_events:
+            is_ours = event.event_id == self.work.create_event().event_id
+            verdict = ACCEPTED if is_ours else Rejected("not the beginning of this room")
+            return Judged(verdict, await self.past.told_state({}), {}), True
         is_history = row.below is not None
         judged = await judge(self.work, self.past, event, is_history=is_history)
         if not isinstance(judged, Missing) or row.state_before is None:

@@ -114,6 +114,23 @@ class Backfiller:
                 return await asyncio.shield(task)
         return False
 
+    async def find_gap(self, room_id: RoomId, low: OrderKey, high: OrderKey) -> OrderKey | None:
+        """The place of the lowest event above the newest gap of a stretch that is being filled, or can be.
+
+        Both ends belong to the stretch. What nobody gives is no gap.
+
+        Raises:
+            DatabaseUnavailable
+        """
+        now = self._clock.monotonic()
+        if now < (self._whole.get(room_id) or 0.0):
+            return None
+        async with self._shards.of_room(room_id).reading() as tx:
+            ends = await backward_extremities.list_between(tx, room_id, low, high, MAX_STARTS)
+        places = [at for event_id, at in ends.items() if now >= (self._barren.get((room_id, event_id)) or 0.0)]
+        newest = max((at.anchor for at in places), default=None)
+        return min((at for at in places if at.anchor == newest), default=None)
+
     async def is_broken(self, room_id: RoomId) -> bool:
         """Whether a room's history breaks off anywhere."""
         async with self._shards.of_room(room_id).reading() as tx:
@@ -148,8 +165,10 @@ class Backfiller:
 
     async def _fetch(self, room_id: RoomId, database: Database, ends: Mapping[EventId, OrderKey]) -> bool:
         anchor = max(order.anchor for order in ends.values())
-        starts = [event_id for event_id, order in ends.items() if order.anchor == anchor]
         async with database.reading() as tx:
+            # Those above the stretch, too: what they stand on is placed below it.
+            side_by_side = await backward_extremities.list_of_anchors(tx, room_id, [anchor])
+            starts = sorted(side_by_side, key=lambda event_id: side_by_side[event_id])[:MAX_STARTS]
             room = await fetches.find_room(tx, room_id)
             servers = await list_servers(tx, room_id, self._server_name, MAX_SERVERS)
         if room is None:

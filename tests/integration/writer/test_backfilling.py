@@ -100,6 +100,26 @@ async def test_scrolling_back_fetches_what_was_missed(
     assert ("state_ids" in asked) == state
 
 
+@pytest.mark.parametrize("limit", [20, 1_000], ids=["small pages", "one page for all"])
+async def test_history_that_forked_all_the_time_is_fetched_whole(
+    peer: PeerWorld, room: RemoteRoom, gateway: GatewayDeps, limit: int
+) -> None:
+    """Five people who write at the same time: each event stands on all of the last round."""
+    below = [event_id for event_id in room.events if room.events[event_id].depth]
+    Resident(peer, room, history=23)
+    missed: list[Event] = []
+    ends = [room.tip]
+    for number in range(12):
+        wave = [room.message(f"{number}.{who}", prev=ends) for who in range(5)]
+        missed, ends = [*missed, *wave], [event.event_id for event in wave]
+    event = room.message("seen", prev=ends)
+    await deliver_behind_gap(room, event)
+    found = await read_all(gateway, room, limit)
+    assert sorted(found) == sorted([event.event_id, *(one.event_id for one in missed), *below])
+    assert await extremities_below(room) == {}
+    await check_stored_state(room, *missed, event)
+
+
 async def test_the_prev_batch_of_a_limited_timeline_leads_into_the_gap(
     peer: PeerWorld, room: RemoteRoom, gateway: GatewayDeps
 ) -> None:

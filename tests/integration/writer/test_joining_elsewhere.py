@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 from foreign_server import ForeignServer, forever, joiner_of, state_answer
@@ -9,10 +10,14 @@ from writer_world import ALICE, BOB, SERVER, World, message
 
 from matrixcore.event_signing import add_signature, sign_event
 from matrixcore.events import Event, parse_event
-from matrixcore.identifiers import ServerName, UserId
+from matrixcore.identifiers import EventId, ServerName, UserId
+from tessera.clock import SystemClock
+from tessera.federation.backfilling import Backfiller
 from tessera.federation.errors import PeerRefused
+from tessera.federation.event_fetching import EventFetcher
 from tessera.federation.joining import JoinUnderWay
 from tessera.http.errors import MatrixError
+from tessera.records import OrderKey
 from tessera.storage import joins
 from tessera.storage.state_loading import load_current_state
 from tests.fixtures.foreign_room import FAR, FAY, ForeignRoom
@@ -46,6 +51,41 @@ async def test_the_next_server_is_asked_when_one_is_away(world: World, version: 
         await world.accepted(room.room_id, message())
     assert await join_states(world, room) == ["done"]
     assert [one[2] for one in server.asked] == ["make_join", "make_join", "send_join"]
+
+
+class WholeHistory:
+    """An `EventFetcher` whose peer gives all of its room at once."""
+
+    def __init__(self, room: ForeignRoom) -> None:
+        self._room = room
+
+    async def backfill(self, *_: object) -> list[Event]:
+        return list(self._room.events.values())
+
+    async def events(self, *_: object) -> dict[EventId, Event]:
+        return {}
+
+
+@pytest.mark.parametrize("version", ["1", "10", "12"])
+async def test_a_room_that_was_joined_is_read_from_its_beginning(world: World, version: str) -> None:
+    """Its create event and first state came as outliers, and get their places now."""
+    server = ForeignServer(ForeignRoom(version))
+    room = server.room
+    for text in ("one", "two"):
+        room.send("m.room.message", {"body": text}, sender=FAY)
+    async with world.writer():
+        await joiner_of(world, server).join(ALICE, room.room_id, [FAR], JOIN)
+        fetcher = cast("EventFetcher", WholeHistory(room))
+        own = ServerName(SERVER)
+        backfiller = Backfiller(own, world.shards, fetcher, world.commands, SystemClock(), world.ids)
+        everything = OrderKey(1 << 40)
+        assert await backfiller.find_gap(room.room_id, OrderKey(0), everything) is not None
+        assert await backfiller.extend(room.room_id, OrderKey(0), everything)
+        assert await backfiller.find_gap(room.room_id, OrderKey(0), everything) is None
+        query = "SELECT event_id FROM rooms.events WHERE room_id = $1 AND anchor IS NOT NULL ORDER BY anchor, sub"
+        rows = await world.shards.of_room(room.room_id).fetch(query, room.room_id)
+        assert [row[0] for row in rows] == list(room.events)
+        assert await state_of(world, room) == {key: event.event_id for key, event in room.state.items()}
 
 
 async def test_what_all_servers_say_is_told(world: World) -> None:
