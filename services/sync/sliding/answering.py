@@ -27,7 +27,7 @@ from services.sync.sliding.extensions import (
 from services.sync.sliding.live_rooms import LiveRooms
 from services.sync.sliding.parsing import format_to_device_token
 from services.sync.sliding.request import MAX_TO_DEVICE, Form, SlidingRequest
-from services.sync.sliding.room_plan import RoomsPlan, RoomTask, plan_rooms, sent_after
+from services.sync.sliding.room_plan import RoomsPlan, RoomTask, pass_over_quiet, plan_rooms, sent_after
 from services.sync.sliding.room_reading import ReadRoom, ShardRooms
 from services.sync.sliding.room_rendering import preview_room, room_fields, told_room
 from services.sync.sliding.sent_rooms import Sent, SentRoom, Told
@@ -100,17 +100,19 @@ class SlidingAnswers:
         windows = match_rooms(request, covered.rooms, state, told.rooms, covered.children)
         is_counted = request.form is Form.EXPERIMENTAL  # the accepted form has no counts
         recounted = recounted_rooms(state, covered.entries) if is_counted else frozenset[RoomId]()
+        touched = {RoomId(entry.room_id) for entry in covered.entries if entry.room_id}
+        pass_over_quiet(windows, told, request.extensions, touched, recounted)
         plan = plan_rooms(windows, told, covered.positions, recounted, state.cuts, self._shards)
         rooms, seen = await self._tell_live(state, request, plan, seen)
         read, seen, view = await self._read_rooms(state, request, plan, covered, seen)
         rooms |= self._render(request, plan, read, view)
         for task in plan.tasks:
             if task.room_id not in rooms:  # of which the client is told when it is here again
-                del windows.rooms[task.room_id]
+                windows.rooms.pop(task.room_id, None)
+                windows.active.pop(task.room_id, None)
         news = await self._room_extensions(state, request, told, windows, covered, read)
         await self._device_extensions(state, request, told, token, covered, news)
         updates = _sent_rooms(windows, told, read, news)
-        touched = {RoomId(entry.room_id) for entry in covered.entries if entry.room_id}
         sent = sent_after(windows, told, updates, state.joined, touched, self._shards)
         lists = {name: {"count": count} for name, count in windows.counts.items()}
         body: Json = {"lists": lists, "rooms": rooms, "extensions": news.body}
@@ -276,9 +278,9 @@ def _in_rooms(news: RoomNews) -> Json:
 def _sent_rooms(
     windows: Windows, told: Told, read: Mapping[RoomId, ReadRoom], news: _Extensions
 ) -> dict[RoomId, SentRoom]:
-    """What the client knows of the rooms that the request matches, once it has the answer."""
+    """What the client knows of rooms that the request matches once it has the answer, where that may have changed."""
     updates: dict[RoomId, SentRoom] = {}
-    for room_id, wanted in windows.rooms.items():
+    for room_id, wanted in windows.active.items():
         room, before = wanted.room, told.rooms.get(room_id)
         if not room.is_joined:
             updates[room_id] = SentRoom(room.membership, room.position)

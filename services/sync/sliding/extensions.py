@@ -31,15 +31,15 @@ _PRIVATE = "m.read.private"
 
 @dataclass(slots=True)
 class RoomNews:
-    """What extensions tell of rooms. `rooms`: those that are in scope, whether or not they have news."""
+    """What extensions tell of rooms. `rooms`: those that were looked at, whether or not they have news."""
 
     found: Json = field(default_factory=dict)
     rooms: set[RoomId] = field(default_factory=set)
 
 
-def in_scope(windows: Windows, scope: RoomScope) -> list[WantedRoom]:
-    """The rooms of a request of which an extension tells: those that the user is in."""
-    return [wanted for wanted in windows.rooms.values() if wanted.room.is_joined and wanted.is_in(scope)]
+def in_scope(rooms: Mapping[RoomId, WantedRoom], scope: RoomScope) -> list[WantedRoom]:
+    """The rooms of which an extension tells: those that the user is in."""
+    return [wanted for wanted in rooms.values() if wanted.room.is_joined and wanted.is_in(scope)]
 
 
 async def list_account_data(
@@ -51,7 +51,7 @@ async def list_account_data(
     entries: Sequence[UserLogRow],
 ) -> tuple[Json, RoomNews]:
     """({global}, {room: events}) of what changed since `told`, and all of rooms that the client has nothing of."""
-    news = RoomNews(rooms={wanted.room.room_id for wanted in in_scope(windows, scope)})
+    news = RoomNews(rooms={wanted.room.room_id for wanted in in_scope(windows.active, scope)})
     is_initial = told.token is None
     whole = [room_id for room_id in news.rooms if (sent := told.rooms.get(room_id)) is None or not sent.has_data]
     keys = {
@@ -101,7 +101,7 @@ async def list_receipts(
         positions: up to where rooms are told.
         timelines: the events that the answer has of each room.
     """
-    wanted = in_scope(windows, scope)
+    wanted = [one for one in in_scope(windows.active, scope) if one.room.room_id not in state.cuts]
     news = RoomNews(rooms={one.room.room_id for one in wanted})
     base = {} if told.token is None else told.token.positions
     receipts: dict[RoomId, list[Receipt | ReceiptRow]] = {}
@@ -162,9 +162,10 @@ def list_typing(
     board: TypingBoard, instance: int, state: UserState, told: Told, windows: Windows, scope: RoomScope
 ) -> RoomNews:
     """m.typing events of rooms where the list of typists changed; of rooms that are new, where anybody types."""
-    rooms = [one.room.room_id for one in in_scope(windows, scope) if one.room.room_id not in state.cuts]
-    news = RoomNews(rooms=set(rooms))
     count = None if told.token is None or told.token.instance != instance else told.token.typing
+    asked = windows.active if count == board.count else windows.rooms
+    rooms = [one.room.room_id for one in in_scope(asked, scope) if one.room.room_id not in state.cuts]
+    news = RoomNews(rooms=set(rooms))
     stayed = [room_id for room_id in rooms if (sent := told.rooms.get(room_id)) is not None and sent.known is None]
     fresh = news.rooms.difference(stayed)
     found = board.changed_since(count, stayed) if count != board.count else {}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from matrixcore.identifiers import RoomId
 from services.sync.room_plan import JOIN
 from services.sync.room_tails import RoomTail
+from services.sync.sliding.request import Extensions
 from services.sync.sliding.required_state import RequiredState
 from services.sync.sliding.sent_rooms import Sent, SentRoom, Told
 from services.sync.sliding.windows import WantedRoom, Windows
@@ -75,6 +76,40 @@ class RoomsPlan:
         return not self.tasks and not self.previews
 
 
+def pass_over_quiet(
+    windows: Windows, told: Told, extensions: Extensions, touched: Collection[RoomId], recounted: Collection[RoomId]
+) -> None:
+    """Leave rooms out of `active` in which nothing has happened and of which nothing else is wanted: nearly all.
+
+    Args:
+        touched: rooms of which the user's log had something to say; `recounted` those with other unread counts.
+    """
+    if told.token is None:
+        return
+    base, data, receipts = told.token.positions, extensions.account_data, extensions.receipts
+    active: dict[RoomId, WantedRoom] = {}
+    for room_id, wanted in windows.rooms.items():
+        room, sent = wanted.room, told.rooms.get(room_id)
+        if (tail := room.tail) is not None and sent is not None:
+            before = base.get(tail.partition)
+            if (
+                before is not None
+                and tail.last <= before.position
+                and sent.known is None
+                and (sent.membership, sent.stay) == (JOIN, room.position)
+                and wanted.timeline_limit <= sent.timeline_limit
+                and (wanted.required_state is sent.wish or wanted.required_state == sent.wish)
+                and sent.is_dm is wanted.is_dm
+                and sent.has_data is (data is not None and wanted.is_in(data))
+                and sent.has_receipts is (receipts is not None and wanted.is_in(receipts))
+                and room_id not in touched
+                and room_id not in recounted
+            ):
+                continue
+        active[room_id] = wanted
+    windows.active = active
+
+
 def plan_rooms(
     windows: Windows,
     told: Told,
@@ -92,7 +127,7 @@ def plan_rooms(
     """
     base = {} if told.token is None else told.token.positions
     plan = RoomsPlan()
-    for room_id, wanted in windows.rooms.items():
+    for room_id, wanted in windows.active.items():
         room, sent = wanted.room, told.rooms.get(room_id)
         if room.is_joined:
             assert room.tail is not None

@@ -45,10 +45,16 @@ class WantedRoom:
 
 @dataclass(slots=True)
 class Windows:
-    """What a request matches. `counts`: the length of each list."""
+    """What a request matches.
+
+    Attributes:
+        counts: the length of each list.
+        active: the rooms of which there may be anything to tell.
+    """
 
     counts: dict[str, int]
     rooms: dict[RoomId, WantedRoom]
+    active: dict[RoomId, WantedRoom]
 
 
 def match_rooms(
@@ -96,7 +102,7 @@ def match_rooms(
         limit = limit if is_subscribed else min(limit, most)
         room = rooms.rooms[room_id]
         matched[room_id] = WantedRoom(room, limit, required, room.is_dm, names.get(room_id, []), is_subscribed)
-    return Windows(counts, matched)
+    return Windows(counts, matched, matched)
 
 
 def _most_events(rooms: int) -> int:

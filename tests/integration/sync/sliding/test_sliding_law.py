@@ -19,7 +19,7 @@ from matrixcore.identifiers import UserId
 from tessera.embedded_postgres import EmbeddedPostgres
 from tessera.storage.database import Database
 
-EXAMPLES = 12
+EXAMPLES = 8
 STEPS = 40
 WIDE = 99
 _CURRENT = "SELECT room_id, type, state_key, event_id FROM rooms.current_state"

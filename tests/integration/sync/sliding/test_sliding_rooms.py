@@ -94,7 +94,9 @@ async def test_a_repeated_request_gets_its_answer_again(world: World) -> None:
         assert bodies(again["rooms"][room_id]) == ["lost?"]
         assert again["rooms"][other]["initial"] is True
     assert (await bob.sync(lists=one_list()))["rooms"] == {}
-    # Once the answer was shown to be there, what was before it is gone.
+    # Once more was told after that answer, what was before it is gone.
+    await world.room(ALICE, BOB)
+    assert len((await bob.sync(lists=one_list()))["rooms"]) == 1
     await world.say(room_id, ALICE, "more")
     old = await bob.request(pos=pos, lists=one_list())
     assert (old.status_code, old.json()["errcode"]) == (400, "M_UNKNOWN_POS")
