@@ -82,7 +82,15 @@ for (const [number, roomId] of rooms.entries()) {
     assert.equal(room.getUnreadNotificationCount(), 1);
 }
 
-// Messages arrive once and in order; a room that is opened brings its history.
+// A room that is opened brings its history, and so do all when more is asked for.
+const eventsOf = (roomId) => bob.getRoom(roomId).getLiveTimeline().getEvents();
+sliding.modifyRoomSubscriptions(new Set([rooms[1]]));
+await until("history", () => eventsOf(rooms[1]).length > 1);
+assert.equal(eventsOf(rooms[1]).at(-1).getContent().body, "first words in 1");
+sliding.setList("all", { ...list, ranges: [[0, 99]], timeline_limit: 50 });
+await until("history everywhere", () => rooms.every((roomId) => eventsOf(roomId).length > 1));
+
+// Messages arrive once and in order.
 const [roomId] = rooms;
 const seen = [];
 bob.on(sdk.RoomEvent.Timeline, (event, room, toStart) => {
@@ -95,9 +103,6 @@ for (let number = 0; number < 30; number++) {
 }
 await until("the messages", () => seen.length >= expected.length);
 assert.deepEqual(seen, expected);
-sliding.modifyRoomSubscriptions(new Set([rooms[1]]));
-await until("history", () => bob.getRoom(rooms[1]).getLiveTimeline().getEvents().length > 1);
-assert.equal(bob.getRoom(rooms[1]).getLiveTimeline().getEvents().at(-1).getContent().body, "first words in 1");
 
 // Typing, receipts, account data, to-device messages.
 await alice.sendTyping(roomId, true, 10_000);
