@@ -172,6 +172,8 @@ class Receiver:
     async def _receive_round(self, rows: Iterable[InboxRow]) -> list[EventId]:
         pairs: list[tuple[InboxRow, Event]] = []
         for row in rows:
+            if row.outlier or row.below is not None:
+                self.work.asked_for.add(row.inbox_id)
             event = self._parse(row)
             if event is None:
                 self.work.inbox[row.inbox_id] = None

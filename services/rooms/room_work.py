@@ -97,6 +97,7 @@ class RoomWork:
     rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
     # What becomes of inbox rows: None when done, else the events that they wait for and whether outliers suffice.
     inbox: dict[int, dict[EventId, bool] | None] = field(default_factory=dict)
+    asked_for: set[int] = field(default_factory=set)  # inbox rows taken in as outliers or as history
     unsigned: set[int] = field(default_factory=set)  # inbox rows for which the room's policy server is to be asked
     arrived: dict[EventId, None] = field(default_factory=dict)  # events that parked PDUs waited for
     verdicts: dict[str, int] = field(default_factory=dict)  # on events of other servers, for the metrics
@@ -268,8 +269,11 @@ class RoomWork:
         part, room_id = self.partition.partition, self.room_id
         wanted: set[EventId] = set()
         for inbox_id, missing in self.inbox.items():
-            waiting = "inbox_unsigned" if inbox_id in self.unsigned else "inbox_parked"
-            batch.rows["inbox_gone" if missing is None else waiting].append((part, inbox_id))
+            if missing is None:
+                batch.rows["inbox_gone"].append((part, inbox_id, inbox_id in self.asked_for))
+            else:
+                waiting = "inbox_unsigned" if inbox_id in self.unsigned else "inbox_parked"
+                batch.rows[waiting].append((part, inbox_id))
             for event_id, as_outlier in (missing or {}).items():
                 wanted.add(event_id)
                 batch.rows["missing"].append((part, room_id, event_id, inbox_id, as_outlier))

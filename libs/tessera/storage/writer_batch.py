@@ -345,9 +345,11 @@ SECTIONS: Final[dict[str, _Section]] = {
         "DELETE FROM rooms.backward_extremities t USING {rows} AND t.room_id = r.room_id AND t.anchor = r.anchor"
         " AND t.sub = r.sub",
     ),
+    # What was taken in because it had been asked for may have been sent to us since it was read: then it stays.
     "inbox_gone": _Section(
-        "partition integer, inbox_id bigint",
-        "DELETE FROM rooms.inbox t USING {rows} AND t.inbox_id = r.inbox_id",
+        "partition integer, inbox_id bigint, asked_for boolean",
+        "DELETE FROM rooms.inbox t USING {rows} AND t.inbox_id = r.inbox_id"
+        " AND (NOT r.asked_for OR t.outlier OR t.below IS NOT NULL)",
     ),
     "inbox_parked": _Section(
         "partition integer, inbox_id bigint",

@@ -12,6 +12,9 @@ from matrixcore.event_signing import sign_event
 from matrixcore.events import Event
 from matrixcore.identifiers import RoomId
 from services.rooms import room_past
+from services.rooms.judging import Judged, Missing, judge_outlier
+from services.rooms.room_past import RoomPast
+from services.rooms.room_work import RoomWork
 from tessera.commands import Append, AppendPdu, NewEvent, OutcomeStatus, ReceivePdus, Unpark
 from tessera.records import LogRecord, RecordKind, StateBody, StateMembership, encode_record
 from tessera.storage import inbox
@@ -205,6 +208,29 @@ async def test_staged_ancestors_are_taken_in_by_unpark(world: World) -> None:
         assert set(outcome.event_ids) == {event.event_id for event in events}
         assert await room.inbox_states() == []
         assert await room.extremities() == {events[4].event_id}
+
+
+async def test_a_pdu_that_comes_while_it_is_taken_in_as_an_outlier(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sender was told that it is here: it must become part of the DAG, as it would have a moment later."""
+    async with world.writer():
+        room = await remote_room(world)
+        topic = room.topic("at the same time")
+        (inbox_id,) = await room.put(topic, state="staged", outlier=True)
+
+        async def overtaken(work: RoomWork, past: RoomPast, event: Event) -> Judged | Missing:
+            assert await room.put(event) == [inbox_id]
+            return await judge_outlier(work, past, event)
+
+        monkeypatch.setattr("services.rooms.receiving.judge_outlier", overtaken)
+        await room.name([inbox_id])
+        assert (await room.row(topic))["outlier"]
+        assert await room.inbox_states() == ["new"]  # so that whoever does not name it again is stood in for
+        await room.name([inbox_id])
+        assert not (await room.row(topic))["outlier"]
+        assert await room.inbox_states() == []
+        assert await room.extremities() == {topic.event_id}
 
 
 async def test_an_auth_event_suffices_as_an_outlier(world: World) -> None:
