@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -37,7 +38,7 @@ async def test_messages_edits_and_redactions(meeting: Meeting) -> None:
         redaction = await sender.put(f"/rooms/{room_id}/redact/{quote(secret)}/r{secret[1:9]}", {"reason": "oops"})
         await watch.until_event(room_id, redaction["event_id"])
         for device in (sender, other):
-            event = await eventually(lambda d=device, s=secret: redacted(d, room_id, s), "a redacted event")
+            event = await eventually(partial(redacted, device, room_id, secret), "a redacted event")
             assert event["content"] == {}
             assert event["unsigned"]["redacted_because"]["event_id"] == redaction["event_id"]
 

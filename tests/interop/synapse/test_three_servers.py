@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -62,11 +63,11 @@ async def test_conflicting_changes_end_in_one_state(meeting: Meeting, third: Thi
     wanted = dict.fromkeys((one.user_id for one in (*people, dave)), "join")
 
     async def settled(device: Device) -> bool:
-        known = await device.get(f"/rooms/{room_id}/state/m.room.power_levels")
+        known: dict[str, Any] = await device.get(f"/rooms/{room_id}/state/m.room.power_levels")
         return known.get("users") == levels["users"] and await members(device, room_id) == wanted
 
     for device in people:
-        await eventually(lambda d=device: settled(d), f"{device.user_id} in a room of four")
+        await eventually(partial(settled, device), f"{device.user_id} in a room of four")
 
     for number in range(ROUNDS):
         await asyncio.gather(*(change(device, room_id, number, dave, levels) for device in people))
