@@ -164,7 +164,7 @@ async def measure(broker: Broker, count: int, seconds: float) -> None:
         await _with_buses(broker, wait_ms, lambda buses: idle(buses, seconds, pid))
     print("fetch_max_wait 500 ms, under load")
     for senders in (1, 8, 32):
-        await _with_buses(broker, 500, lambda buses, n=senders: send_many(buses, n, seconds, pid))  # type: ignore[misc]  mypy infers no lambda with a default
+        await _with_buses(broker, 500, lambda buses, n=senders: send_many(buses, n, seconds, pid))  # type: ignore[misc]  # mypy infers no lambda with a default
 
 
 def main() -> None:

@@ -217,7 +217,7 @@ def _http_server(app: ASGIApp, settings: Settings, listener: Listener) -> _Serve
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=round(settings.tessera.drain_seconds),
-        **tls,  # type: ignore[arg-type]  of mixed types
+        **tls,  # type: ignore[arg-type]  # of mixed types
     )
     try:
         config.load()

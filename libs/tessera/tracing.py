@@ -82,7 +82,7 @@ def tracing_to(endpoint: str | None, sample_ratio: float, instance: str) -> Iter
         last = Thread(target=provider.shutdown, name="last traces", daemon=True)
         last.start()
         last.join(FLUSH_SECONDS)
-        exporter.shutdown()  # type: ignore[no-untyped-call]  untyped in the SDK
+        exporter.shutdown()  # type: ignore[no-untyped-call]  # untyped in the SDK
 
 
 def make_provider(sample_ratio: float, instance: str) -> "TracerProvider":

@@ -119,7 +119,7 @@ class RoomMaker:
         That is one of the same content and the same millisecond. A client that makes many at once collides with
         itself again and again unless each of them goes some random way, which grows: at most 4, 16, ..., 1,024 ms.
         """
-        return 1 + int.from_bytes(self.changes.ids.random_bytes(2), "big") % 4 ** (attempt + 1)
+        return 1 + int.from_bytes(self.changes.ids.random_bytes(2), "big") % (4 << 2 * attempt)
 
     def build_create_event(
         self, creator: UserId, rules: RoomVersionRules, content: dict[str, object], now_ms: int

@@ -157,7 +157,7 @@ async def _serve(stack: AsyncExitStack, slots: Sequence[Slot], http: aiohttp.Cli
             slot.planned.name,
             slot.planned.service,
             slot.planned.url,
-            lambda slot=slot: slot.is_ready,  # type: ignore[misc]  mypy infers no lambda with a default
+            lambda slot=slot: slot.is_ready,  # type: ignore[misc]  # mypy infers no lambda with a default
             slot.suspect,
         )
         for slot in slots

@@ -104,7 +104,7 @@ class _FetchResponse(Response):  # type: ignore[misc]  # aiokafka ships no types
         return read_answer(data.read())
 
 
-class _FetchRequestV11(RequestStruct):  # type: ignore[misc]  aiokafka is untyped
+class _FetchRequestV11(RequestStruct):  # type: ignore[misc]  # aiokafka is untyped
     API_KEY = _API_KEY
     API_VERSION = _API_VERSION
     RESPONSE_TYPE = _FetchResponse
@@ -119,7 +119,7 @@ class _FetchRequestV11(RequestStruct):  # type: ignore[misc]  aiokafka is untype
         return self._encoded
 
 
-class SessionFetch(Request[_FetchRequestV11]):  # type: ignore[misc]  aiokafka is untyped
+class SessionFetch(Request[_FetchRequestV11]):  # type: ignore[misc]  # aiokafka is untyped
     """Ask for what lies in the partitions of one topic.
 
     Args:

@@ -36,7 +36,7 @@ class _Uuid(AbstractType):  # type: ignore[misc]  # aiokafka ships no types
         return UUID(bytes=data.read(16))
 
 
-class _MetadataResponse(Response):  # type: ignore[misc]  aiokafka is untyped
+class _MetadataResponse(Response):  # type: ignore[misc]  # aiokafka is untyped
     API_KEY = _API_KEY
     API_VERSION = _API_VERSION
     SCHEMA = Schema(
@@ -81,7 +81,7 @@ class _MetadataResponse(Response):  # type: ignore[misc]  aiokafka is untyped
     )
 
 
-class _MetadataRequestV12(RequestStruct):  # type: ignore[misc]  aiokafka is untyped
+class _MetadataRequestV12(RequestStruct):  # type: ignore[misc]  # aiokafka is untyped
     API_KEY = _API_KEY
     API_VERSION = _API_VERSION
     FLEXIBLE_VERSION = True
@@ -97,7 +97,7 @@ class _MetadataRequestV12(RequestStruct):  # type: ignore[misc]  aiokafka is unt
     )
 
 
-class DescribeTopicsRequest(Request[_MetadataRequestV12]):  # type: ignore[misc]  aiokafka is untyped
+class DescribeTopicsRequest(Request[_MetadataRequestV12]):  # type: ignore[misc]  # aiokafka is untyped
     """Ask for topics by name; one that is missing stays missing."""
 
     API_KEY = _API_KEY

@@ -51,7 +51,7 @@ class _ProduceResponse(Response):  # type: ignore[misc]  # aiokafka ships no typ
         return read_produced(data.read())
 
 
-class _ProduceRequestV7(RequestStruct):  # type: ignore[misc]  aiokafka is untyped
+class _ProduceRequestV7(RequestStruct):  # type: ignore[misc]  # aiokafka is untyped
     API_KEY = _API_KEY
     API_VERSION = _API_VERSION
     RESPONSE_TYPE = _ProduceResponse
@@ -66,7 +66,7 @@ class _ProduceRequestV7(RequestStruct):  # type: ignore[misc]  aiokafka is untyp
         return self._encoded
 
 
-class Produce(Request[_ProduceRequestV7]):  # type: ignore[misc]  aiokafka is untyped
+class Produce(Request[_ProduceRequestV7]):  # type: ignore[misc]  # aiokafka is untyped
     """Append one batch to each of some partitions.
 
     Args:

@@ -129,7 +129,7 @@ class Connector:
         connection = self._new_connection(host, name, to_sentinel=to_sentinel)
         try:
             async with asyncio.timeout(self._seconds):
-                await connection.connect()  # type: ignore[no-untyped-call]  untyped in redis
+                await connection.connect()  # type: ignore[no-untyped-call]  # untyped in redis
         except BaseException as error:
             await Link(connection).close()
             if isinstance(error, _ERRORS):

@@ -128,8 +128,7 @@ user_directory: {prefer_local_users: true, show_locked_users: false}
 
 def test_synapses_keys_that_would_change_behaviour_are_refused_unless_off(read: Read, refused: Refused) -> None:
     problems = refused(
-        MINIMAL
-        + "saml2_config: {x: y}\nhs_disabled: true\nenable_search: false\npassword_config: {enabled: false}\n"
+        MINIMAL + "saml2_config: {x: y}\nhs_disabled: true\nenable_search: false\npassword_config: {enabled: false}\n"
     )
     assert problems["saml2_config"] == "is not supported; remove it, or switch it off"
     assert problems["enable_search"] == "cannot be changed here; remove it, or leave it at True"
