@@ -30,7 +30,8 @@ class Places:
         placement = dict.fromkeys(range(PARTITIONS), "away") | {partition_of(ROOM, PARTITIONS): "here"}
         self.accounts, self.clock = accounts, clock
         self.shards = RoomShards({"away": away, "here": accounts}, placement, PARTITIONS)
-        changes = SimpleNamespace(clock=clock, shards=self.shards, accounts=accounts, fanout=LocalFanout())
+        fanout = LocalFanout()
+        changes = SimpleNamespace(clock=clock, shards=self.shards, accounts=accounts, fanout=fanout, bridges=None)
         self.batches = ReceiptBatches(cast("RoomChanges", changes))
 
     def wait_for(self, room_id: RoomId, event_id: EventId) -> None:

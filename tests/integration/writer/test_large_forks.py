@@ -150,21 +150,17 @@ async def test_a_fork_of_a_large_room_costs_what_changed(world: World, counted: 
         gc.unfreeze()
         for name, took, blocked in watch.steps:
             print(f"{name}: {took * 1000:.0f} ms, loop blocked for {blocked * 1000:.0f} ms at most")
-        # The auth chains are walked once; after that a fork loads the events in which its branches differ.
+        # A fork loads the events in which its branches differ, and their chains: what they agree on is not walked.
         assert steps["linear"] == (0, 0)
-        assert steps["fork"][0] == 1
-        assert MEMBERS <= steps["fork"][1] < MEMBERS + 100
-        assert all(
-            made == 1 and edges < 100 for made, edges in (steps["join on one branch"], steps["ban on the other"])
-        )
+        forked = (steps["fork"], steps["join on one branch"], steps["ban on the other"])
+        assert all(made == 1 and edges < 100 for made, edges in forked)
         # Messages change no state: what the branches resolve to is known.
         assert steps["message"] == steps["messages on both"] == (0, 0)
         # A second and 50 ms on a quiet machine (docs/benchmarks.md); these are bounds for a busy one.
         assert max(took for _, took, _ in watch.steps) < 5
         assert max(blocked for _, _, blocked in watch.steps) < 0.5
         (hot,) = (one for one in (part._rooms.find(room.room_id) for part in writer.writers) if one is not None)
-        assert hot.memory > MEMBERS * 100
-        assert hot.memory < 16 << 20
+        assert 0 < hot.memory < 1 << 20
         current = await room.current()
         assert len(current) == MEMBERS + 7
         assert current["m.room.member", users[5]] == ban.event_id

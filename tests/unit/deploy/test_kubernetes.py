@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from services.cli import app
 from services.sync.routes import SyncRoutes
+from services.sync.sliding.routes import SlidingRoutes
 from tessera.bus.kafka.topics import NAMES, plan_topics
 from tessera.config import KafkaSettings, Settings, read_settings
 from tessera.config.services import SERVICE_NAMES
@@ -224,7 +225,7 @@ def configuration(name: str, folder: Path) -> Settings:
 
 @only_rendered
 def test_a_new_sync_route_is_led_to_sync() -> None:
-    routes = {route.path for route in SyncRoutes.__new__(SyncRoutes).routes}
+    routes = {route.path for kind in (SyncRoutes, SlidingRoutes) for route in kind.__new__(kind).routes}
     for kind, folder in (("Ingress", "components/ingress-nginx"), ("HTTPRoute", "components/gateway-api")):
         files = [manifest for file in (KUBERNETES / folder).glob("*.yaml") for manifest in plain(file)]
         (route,) = (one for one in of_kind(files, kind) if one["metadata"]["name"] == "tessera-sync")
