@@ -290,9 +290,9 @@ class RecordConsumer:
         new = [record for record in records if record.position > cursor.position]
         if not new:
             return cursor
-        dense = new[-1].position - cursor.position == len(new)
-        if not dense:
-            return await self._catch_up(partition, cursor, new[-1].position)
+        # One by one: where a record comes twice and another not at all, the number is right and the records are not.
+        if any(record.position != place for place, record in enumerate(new, cursor.position + 1)):
+            return await self._catch_up(partition, cursor, max(record.position for record in new))
         await self._mend(partition, cursor, new)
         return await self._apply(partition, new)
 

@@ -86,8 +86,14 @@ async def test_memberships_that_a_resolution_changed_are_projected(
         running.cancel()
 
 
+@pytest.mark.parametrize("times", [1, 2])  # twice, and the number of records is right
 async def test_what_the_topic_lost_comes_from_postgresql(
-    memberships: RecordConsumer, room: SeededRoom, accounts: Database, shards: RoomShards, bus: LocalRecordBus
+    times: int,
+    memberships: RecordConsumer,
+    room: SeededRoom,
+    accounts: Database,
+    shards: RoomShards,
+    bus: LocalRecordBus,
 ) -> None:
     memberships.take_on(range(shards.partitions))
     running = asyncio.create_task(memberships.run())
@@ -99,7 +105,7 @@ async def test_what_the_topic_lost_comes_from_postgresql(
         await room.member(BOB, "leave")
         async with accounts.reading() as tx:
             (_, last) = await list_records(tx, partition, 2, 99, 10)
-        await bus.announce(partition, [last])  # the record before it never reached the topic
+        await bus.announce(partition, [last] * times)  # the record before it never reached the topic
         await eventually(lambda: rooms_of(accounts, BOB), [("leave", 4)])
         assert await logged(accounts, BOB) == 2
     finally:
