@@ -79,6 +79,7 @@ async def list_unsettled(database: Database) -> list[str]:
     counts = await database.fetchrow(_UNSETTLED)
     names = ("in the inbox", "missing ancestors", "dead letters", "stale rooms")
     found = [f"{name}: {count}" for name, count in zip(names, counts, strict=True) if count]
+    found += [f"why: {row[0]}" for row in await database.fetch("SELECT error FROM rooms.dead_letters")]
     return found + [f"behind: {tuple(row)}" for row in await database.fetch(_BEHIND)]
 
 
