@@ -105,6 +105,7 @@ async def send(session: aiohttp.ClientSession, base: str, device: Device, room_i
 async def until_arrived(living: Living, number: int, servers: int) -> None:
     """When every living server has a message, or too long after it."""
     end = time.monotonic() + ARRIVE_SECONDS
+    # The servers note what arrives and wake nobody, as that would cost the machine that is measured.
     while len(living.arrived.get(number, ())) < servers and time.monotonic() < end:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
 
@@ -115,6 +116,7 @@ async def find_out(server: FederatedServer, dead: int) -> None:
     assert dsn is not None
     connection = await asyncpg.connect(dsn)
     end = time.monotonic() + FIND_OUT_SECONDS
+    # Another process finds out; only its tables tell.
     while (found := await connection.fetchval(_FAILING)) < dead and time.monotonic() < end:  # noqa: ASYNC110
         await asyncio.sleep(1.0)
     print(f"  {found} of {dead} dead servers are known to be", flush=True)

@@ -214,7 +214,7 @@ class PeeringCluster(ClusterProcess):
     async def kill_one(self, chance: random.Random) -> None:
         """SIGKILL one federation_in while another one is there; whoever watches over them starts it again."""
         async with asyncio.timeout(READY_SECONDS):
-            while len(ready := self._ready()) < 2:  # noqa: ASYNC110
+            while len(ready := self._ready()) < 2:  # noqa: ASYNC110 - the supervisor's file tells
                 await asyncio.sleep(0.1)
         self.signal(chance.choice(ready), signal.SIGKILL)
 
