@@ -104,6 +104,11 @@ class RoomList:
             self._order = []
         self.rooms[room.room_id] = room
 
+    def replace_all(self, rooms: dict[RoomId, ListedRoom]) -> None:
+        """Have these rooms and no others."""
+        self.rooms = rooms
+        self._order = []
+
     def take_data(self, data: ListData) -> None:
         """Account data, for all rooms."""
         direct = direct_rooms(data.direct)
@@ -193,7 +198,7 @@ class RoomLists:
             data = await sliding_accounts.find_list_data(tx, state.user_id)
         found = {row.room_id: _listed(state, row) for row in rows}
         await self._read_departed(state.user_id, found.values())
-        rooms.rooms = found
+        rooms.replace_all(found)
         rooms.take_data(data)
         rooms.log_head = log_head
 

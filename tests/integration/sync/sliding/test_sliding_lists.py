@@ -3,10 +3,12 @@
 from typing import Any
 
 import orjson
+import pytest
 from sliding_client import ACCEPTED, SlidingClient, bodies, one_list, state_of, wish
 from sync_world import ALICE, BOB, CAROL, World
 
 from matrixcore.identifiers import RoomId, UserId
+from services.sync import user_states
 from tessera.storage import user_rooms
 
 
@@ -65,6 +67,23 @@ async def test_filters_follow_what_changes(world: World) -> None:
     await world.set_data(ALICE, "m.direct", {})
     await world.set_data(ALICE, "m.tag", {"tags": {}}, room_id)
     assert await counts() == [0, 1, 0]
+
+
+async def test_filters_follow_what_changed_while_nobody_asked_for_long(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_states, "MAX_ENTRIES", 1)
+    one, other = await world.room(ALICE), await world.room(ALICE)
+    alice = SlidingClient(world, ALICE)
+    lists = {**one_list(99, 1, is_dm=True), "all": one_list(99, 1)["a"]}
+    assert (await alice.sync(lists=lists))["lists"]["a"]["count"] == 0
+    await world.set_data(ALICE, "m.direct", {BOB: [one]})
+    for number in range(3):
+        await world.set_data(ALICE, "m.x", {"number": number})
+    answer = await alice.sync(lists=lists)
+    assert answer["lists"] == {"a": {"count": 1}, "all": {"count": 2}}
+    assert set(answer["rooms"]) == {one}
+    assert other not in await listed(world, ALICE, is_dm=True)
 
 
 async def test_spaces(world: World) -> None:
