@@ -132,7 +132,10 @@ class AppServiceClient:
 
     def _note(self, service: Registration, *, is_legacy: bool) -> None:
         if is_legacy:
-            self._legacy_until.setdefault(service.service_id, self._clock.monotonic() + LEGACY_SECONDS)
+            now = self._clock.monotonic()
+            # What is known already ends when it was to: the newer path is tried again then.
+            if self._legacy_until.get(service.service_id, 0.0) <= now:
+                self._legacy_until[service.service_id] = now + LEGACY_SECONDS
         else:
             self._legacy_until.pop(service.service_id, None)
 

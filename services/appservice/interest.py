@@ -101,16 +101,16 @@ class RoomMembers:
             for room_id, position in firsts.items()
             if (room := self._rooms.get(room_id)) is None or room.position != position
         ]
-        for room_id, position in unknown:
-            self._forget(room_id)
-            self._rooms[room_id] = _Room(position)
+        found: dict[RoomId, list[UserId]] = {}
         if begun := [place for place in unknown if place[1]]:
             async with database.reading() as tx:
                 found = await appservice_reads.list_local_members_at(tx, begun, self._server_name)
-            for room_id, users in found.items():
-                room = self._rooms[room_id]
-                for user_id in users:
-                    self._set(room, user_id, is_member=True)
+        # Only now, and all at once: a room whose members could not be read would pass for an empty one.
+        for room_id, position in unknown:
+            self._forget(room_id)
+            room = self._rooms[room_id] = _Room(position)
+            for user_id in found.get(room_id, ()):
+                self._set(room, user_id, is_member=True)
 
     def take(self, record: LogRecord) -> Services:
         """The services with members before or after a record that comes next in its room."""

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Protocol
 
@@ -139,11 +140,18 @@ class Sender:
             return 0
         async with self._accounts.reading() as tx:
             due = await appservice_queue.list_due(tx, idle)
+        own = set(self.own)  # some may have been given up meanwhile
         # Those that answer come first, so that the dead hold nobody up.
-        due = sorted(due, key=lambda one: one.failures)[:places]
+        due = sorted((one for one in due if one.service_id in own), key=lambda one: one.failures)[:places]
         for one in due:
-            self._under_way[one.service_id] = tasks.create_task(self._serve_safely(one))
+            task = self._under_way[one.service_id] = tasks.create_task(self._serve_safely(one))
+            # Not in the task itself: one that is broken off before its first step runs nothing of its own.
+            task.add_done_callback(partial(self._ended, one.service_id))
         return len(due)
+
+    def _ended(self, service_id: str, _task: asyncio.Task[None]) -> None:
+        self._under_way.pop(service_id, None)
+        self._woken.set()
 
     async def _serve_safely(self, due: DueService) -> None:
         """One service that cannot be served must not stop the others."""
@@ -155,9 +163,6 @@ class Sender:
         except Exception:
             log.exception("application service not served", service_id=due.service_id)
             await self._clock.sleep(PAUSE_SECONDS)
-        finally:
-            self._under_way.pop(due.service_id, None)
-            self._woken.set()
 
     async def _serve(self, due: DueService) -> None:
         service = self._services[due.service_id]

@@ -1,7 +1,7 @@
 """From a room's events to an application service, over HTTP. Spec: Application Service API §Pushing events."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -15,7 +15,7 @@ from matrixcore.identifiers import EventId, RoomAlias, RoomId, UserId
 from services.appservice.interest import Namespaces
 from services.appservice.queue_step import CONSUMER, AppServiceStep
 from services.appservice.sending import Sender
-from tessera.appservice_client import AppServiceClient
+from tessera.appservice_client import LEGACY_SECONDS, AppServiceClient
 from tessera.appservices import Registration, parse_registration
 from tessera.bus import LocalRecordBus
 from tessera.clock import FakeClock
@@ -29,9 +29,10 @@ from tessera.records import (
     StateBody,
     StateMembership,
 )
-from tessera.storage import aliases, appservice_queue, consumer_cursors
+from tessera.storage import aliases, appservice_queue, appservice_reads, consumer_cursors
+from tessera.storage.appservice_queue import DueService
 from tessera.storage.consumer_cursors import Cursor
-from tessera.storage.database import Database
+from tessera.storage.database import Database, DatabaseUnavailable, Transaction
 from tessera.storage.records import list_records
 from tessera.storage.shards import RoomShards
 
@@ -328,6 +329,21 @@ async def test_an_older_service_gets_its_transactions_where_it_expects_them(
     assert len(bridge.events()) == 2
 
 
+async def test_an_older_service_is_asked_once_an_hour_whether_it_is_a_newer_one(
+    world: World, room: SeededRoom, bridge: Bridge
+) -> None:
+    bridge.legacy = True
+    await room.member(GHOST, "join")
+    await world.tell()
+    await world.clock.advance(LEGACY_SECONDS)
+    bridge.tried.clear()
+    for text in ("one", "two"):
+        await room.message(ALICE, text)
+        await world.tell()
+    paths = [path.rpartition("/")[0] for _, path in bridge.tried]
+    assert paths == ["/_matrix/app/v1/transactions", "/transactions", "/transactions"]
+
+
 async def test_what_another_process_queued_is_not_queued_again(world: World, room: SeededRoom, bridge: Bridge) -> None:
     partition = world.shards.partition_of(ROOM)
     async with world.accounts.transaction() as tx:
@@ -428,6 +444,59 @@ async def test_a_message_that_concerns_nobody_costs_the_account_store_nothing(
         await world.step.prepare(records)
     assert count.statements == 0
     assert bridge.tried == []
+
+
+async def test_a_room_whose_members_could_not_be_read_is_not_taken_for_an_empty_one(
+    world: World, room: SeededRoom, bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await room.member(GHOST, "join")
+    await world.tell()
+    world.restart()
+    said = await room.message(ALICE, "hello")
+    records = await _records(world, world.shards.partition_of(ROOM), room.position - 1)
+
+    async def fail(*_: object) -> None:
+        raise DatabaseUnavailable("the shard is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(appservice_reads, "list_local_members_at", fail)
+        with pytest.raises(DatabaseUnavailable):
+            await world.step.prepare(records)
+    await world.tell()
+    assert bridge.event_ids()[1:] == [said.event_id]
+
+
+async def test_a_service_that_was_given_up_before_its_work_began_can_be_taken_on_again(
+    world: World, room: SeededRoom, bridge: Bridge
+) -> None:
+    joined = await room.member(GHOST, "join")
+    await world.consumer.catch_up()
+    async with asyncio.TaskGroup() as tasks:
+        assert await world.sender.start_due(tasks) == 1
+        await world.sender.give_up(range(PARTITIONS))
+    assert bridge.tried == []
+    world.sender.take_on(range(PARTITIONS))
+    await world.tell()
+    assert bridge.event_ids() == [joined.event_id]
+
+
+async def test_a_service_that_is_given_up_while_it_is_looked_up_is_left_to_the_next_process(
+    world: World, room: SeededRoom, bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await room.member(GHOST, "join")
+    await world.consumer.catch_up()
+    list_due = appservice_queue.list_due
+
+    async def list_and_lose(tx: Transaction, service_ids: Sequence[str]) -> list[DueService]:
+        due = await list_due(tx, service_ids)
+        await world.sender.give_up(range(PARTITIONS))
+        return due
+
+    monkeypatch.setattr(appservice_queue, "list_due", list_and_lose)
+    async with asyncio.TaskGroup() as tasks:
+        assert await world.sender.start_due(tasks) == 0
+    assert bridge.tried == []
+    assert await world.queued() == 1
 
 
 async def _records(world: World, partition: int, after: int | None = None) -> list[LogRecord]:
