@@ -108,11 +108,14 @@ class PushSender:
         found = (details.get((one.room_id, one.event_id)) for one in queued)
         unread = [one for one in found if one is not None and not one.redacted and not _is_read(one, badge)]
         if unread and self.mails is not None:
+            mail = compose_mail(self.mails, pusher.key.pushkey, pusher.key.user_id, unread)
             try:
-                await self.mails.mailer.send(compose_mail(self.mails, pusher.key.pushkey, pusher.key.user_id, unread))
-            except (MailNotSent, Unavailable) as error:
+                # Longer, and somebody else would send it too.
+                async with asyncio.timeout(WORK_SECONDS):
+                    await self.mails.mailer.send(mail)
+            except (MailNotSent, Unavailable, TimeoutError) as error:
                 metrics.PUSHES.labels("failed").inc()
-                log.info("mail about messages not sent", attempts=pusher.attempts + 1, error=str(error))
+                log.info("mail about messages not sent", attempts=pusher.attempts + 1, error=repr(error))
                 await self._retry(pusher, FIRST_MAIL_RETRY_SECONDS)
                 return
             metrics.PUSHES.labels("sent").inc()

@@ -12,11 +12,12 @@ from aiohttp import web
 from seeded_rooms import ALICE, BEGINNING_MS, BOB, CAROL, ROOM, SERVER, SeededRoom
 
 from matrixcore.identifiers import EventId, UserId
+from services.push import sending
 from services.push.badges import BadgeCounter
 from services.push.gateway_client import GatewayClient
 from services.push.mails import MailSettings
 from services.push.queueing import CONSUMER, PushStep
-from services.push.sending import PushSender
+from services.push.sending import WORK_SECONDS, PushSender
 from tessera.bus import LocalRecordBus
 from tessera.clock import FakeClock
 from tessera.config.accounts import Email
@@ -378,8 +379,11 @@ class MailBox:
     def __init__(self) -> None:
         self.mails: list[Mail] = []
         self.is_away = False
+        self.is_silent = False
 
     async def send(self, mail: Mail) -> None:
+        if self.is_silent:
+            await asyncio.Event().wait()
         if self.is_away:
             raise MailNotSent("away")
         self.mails.append(mail)
@@ -442,6 +446,24 @@ async def test_a_mail_server_that_is_away_is_tried_again(world: World, room: See
     await world.push()
     assert (await world.rows("push_queue"), await world.rows("push_due")) == (1, 1)
     mail_box.is_away = False
+    await world.make_due()
+    await world.push()
+    assert len(mail_box.mails) == 1
+
+
+async def test_a_mail_server_that_says_nothing_is_given_up_before_the_claim_on_the_pusher_ends(
+    world: World, room: SeededRoom, mail_box: MailBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert WORK_SECONDS < push_queue.CLAIM_SECONDS
+    monkeypatch.setattr(sending, "WORK_SECONDS", 0.01)
+    await world.pusher(ALICE, "alice@here.org", kind="email")
+    await room.message(BOB, "one")
+    await world.consumer.catch_up()
+    mail_box.is_silent = True
+    await world.make_due()
+    assert await world.push() == 1
+    assert await world.accounts.fetchval("SELECT attempts FROM accounts.push_due WHERE NOT claimed") == 1
+    mail_box.is_silent = False
     await world.make_due()
     await world.push()
     assert len(mail_box.mails) == 1
