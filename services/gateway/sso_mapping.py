@@ -13,7 +13,8 @@ from tessera.config.single_sign_on import AttributeRequirement, UserMapping, com
 
 MAX_EXTERNAL_ID_LENGTH = 500
 MAX_NAME_LENGTH = 255
-_LOCALPART_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789._=-/+")
+# No `=`, which begins an escape: two names would else become one.
+_LOCALPART_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789._-/+")
 
 Claims = Mapping[str, Any]
 

@@ -62,6 +62,7 @@ def test_a_template_that_cannot_be_filled_in_makes_nobody() -> None:
     [
         ("Ann", "ann"),
         ("ann lee", "ann=20lee"),
+        ("ann=20lee", "ann=3d20lee"),
         ("müller", "m=c3=bcller"),
         ("_ann", "=5fann"),
         ("ann@example.org", "ann=40example.org"),
