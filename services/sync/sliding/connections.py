@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from matrixcore.identifiers import UserId
 from services.sync.sliding.sent_rooms import Sent, Told
-from services.sync.sliding.told_codec import decode_sent, encode_sent
+from services.sync.sliding.told_codec import UnreadableTold, decode_sent, encode_sent
 from tessera.http.errors import MatrixError
 from tessera.storage import sliding_connections
 from tessera.storage.database import Database
@@ -47,7 +47,7 @@ class Connection:
     Attributes:
         generations: what was told, by name, the newest last.
         confirmed: the generation that the client has shown to have.
-        answered: the body of the last request that was answered, and the `pos` of the answer.
+        answered: a digest of the body of the last request that was answered, and the `pos` of the answer.
     """
 
     key: ConnectionKey
@@ -134,10 +134,14 @@ class Connections:
             stored = await sliding_connections.list_generations(tx, key, name)
         if all(one.generation != generation for one in stored):
             raise UnknownPos
+        try:
+            known = [(one.generation, decode_sent(one.told)) for one in stored]
+        except UnreadableTold as error:
+            raise UnknownPos from error
         connection = Connection(key, name)
         self._enter(connection)
-        for one in stored:
-            self._put(connection, one.generation, decode_sent(one.told))
+        for earlier, rooms in known:
+            self._put(connection, earlier, rooms)
         self._make_room()
         return connection
 

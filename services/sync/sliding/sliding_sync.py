@@ -3,6 +3,7 @@
 Spec: MSC4186 §Connections, `timeout`.
 """
 
+import hashlib
 from collections.abc import Callable
 
 import orjson
@@ -46,6 +47,9 @@ class SlidingSync:
         else:
             connection, told = self.connections.begin(key), Told(None, NOTHING_SENT)
         if (wish := request.extensions.to_device) is not None and wish.since:
+            if wish.since > state.log_head:  # another process told it more than this one has heard of
+                state.heard_head = max(state.heard_head, wish.since)
+                await self._instance.users.catch_up(state)
             await self._instance.confirm_messages(state, request.device_id, wish.since)
         with self._instance.polling(state, request.device_id) as poll:
             return await self._when_due(state, poll, request, connection, told)
@@ -76,7 +80,7 @@ class SlidingSync:
         return (
             request.timeout_ms > 0
             and told.token is not None
-            and connection.answered == (request.raw, request.pos)
+            and connection.answered == (_digest(request.raw), request.pos)
             and not self._instance.is_stopping
             and self._answers.is_quiet(state, told.token)
         )
@@ -86,9 +90,14 @@ class SlidingSync:
     ) -> bytes:
         pos = await self.connections.keep(connection, told, answer.sent, answer.token)
         self._memory.keep(request.user_id, request.device_id, pos, answer.seen)
-        connection.answered = (request.raw, pos)
+        connection.answered = (_digest(request.raw), pos)
         metrics.SLIDING_ANSWERS.inc()
         body = {"pos": pos, **answer.body}
         if request.txn_id is not None:
             body["txn_id"] = request.txn_id
         return orjson.dumps(body)
+
+
+def _digest(raw: bytes) -> bytes:
+    """By which a body is known again: bodies themselves are too large to be kept for every connection."""
+    return hashlib.blake2b(raw, digest_size=16).digest()

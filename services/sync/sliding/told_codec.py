@@ -1,6 +1,7 @@
 """What a connection was told, as bytes for the account store: a compressed JSON object.
 
-Wishes are few and rooms are many, so that rooms name their wish by its number. Spec: none.
+Wishes are few and rooms are many, so that rooms name their wish by its number; within a wish each `exclude` is written
+once, however many elements it takes something away from. Spec: none.
 """
 
 import zlib
@@ -18,6 +19,10 @@ MAX_BYTES = 16 * 1024 * 1024  # of a connection, unpacked
 _DM, _DATA, _RECEIPTS = 1, 2, 4
 
 
+class UnreadableTold(ValueError):
+    """What was stored cannot be read: the client has to begin anew."""
+
+
 def encode_sent(rooms: Sent) -> bytes:
     """What `decode_sent` reads."""
     wishes: dict[RequiredState, int] = {}
@@ -31,8 +36,18 @@ def encode_sent(rooms: Sent) -> bytes:
 
 
 def decode_sent(data: bytes) -> Sent:
-    """The inverse of `encode_sent`; rooms with equal wishes share one."""
-    value = orjson.loads(zlib.decompressobj().decompress(data, MAX_BYTES))
+    """The inverse of `encode_sent`; rooms with equal wishes share one.
+
+    Raises:
+        UnreadableTold: it is too large, or another version wrote it.
+    """
+    try:
+        return _sent(orjson.loads(zlib.decompressobj().decompress(data, MAX_BYTES)))
+    except (zlib.error, ValueError, TypeError, KeyError, IndexError) as error:
+        raise UnreadableTold(str(error)) from error
+
+
+def _sent(value: dict[str, Any]) -> Sent:
     wishes = [_wish(fields) for fields in value["wishes"]]
     rooms = {}
     for room_id, (membership, stay, point, limit, number, flags) in value["rooms"].items():
@@ -50,16 +65,19 @@ def decode_sent(data: bytes) -> Sent:
 
 
 def _wish_fields(wish: RequiredState) -> list[Any]:
-    atoms = [[*atom.element, [list(one) for one in atom.exclude], atom.is_lazy] for atom in wish.atoms]
-    return [atoms, wish.lazy_members]
+    groups: dict[frozenset[Element], list[Any]] = {}
+    for atom in wish.atoms:
+        groups.setdefault(atom.exclude, []).append([*atom.element, atom.is_lazy])
+    listed = [[[list(one) for one in exclude], included] for exclude, included in groups.items()]
+    return [listed, wish.lazy_members]
 
 
 def _wish(fields: list[Any]) -> RequiredState:
-    atoms, lazy_members = fields
-    return RequiredState(
-        frozenset(
-            Atom(Element(event_type, state_key), frozenset(Element(*one) for one in exclude), is_lazy)
-            for event_type, state_key, exclude, is_lazy in atoms
-        ),
-        lazy_members,
-    )
+    groups, lazy_members = fields
+    atoms: set[Atom] = set()
+    for listed, included in groups:
+        exclude = frozenset(Element(*one) for one in listed)
+        atoms.update(
+            Atom(Element(event_type, state_key), exclude, is_lazy) for event_type, state_key, is_lazy in included
+        )
+    return RequiredState(frozenset(atoms), lazy_members)

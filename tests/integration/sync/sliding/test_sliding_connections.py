@@ -1,7 +1,9 @@
 """What is kept of clients' connections, and what is forgotten. Spec: MSC4186 §Connections."""
 
 import itertools
+import zlib
 
+import orjson
 import pytest
 
 from matrixcore.identifiers import RoomId, UserId
@@ -50,6 +52,24 @@ def test_what_was_told_is_kept_as_it_is() -> None:
     )
     assert decode_sent(encode_sent(told)) == told
     assert decode_sent(encode_sent(NOTHING_SENT)) == NOTHING_SENT
+
+
+def test_what_is_excluded_is_written_once() -> None:
+    included = [Element(f"m.{number}", None) for number in range(200)]
+    excluded = [Element("m.x" * 80, f"{number:0255}") for number in range(200)]
+    told = ROOMS.set(ROOM, SentRoom("join", 1, wish=from_include(included, excluded)))
+    unpacked = zlib.decompress(encode_sent(told))
+    assert len(unpacked) < 2 * 200 * 600
+    assert decode_sent(encode_sent(told)) == told
+
+
+async def test_what_cannot_be_read_begins_anew(connections: Connections, accounts: Database) -> None:
+    old = {"wishes": [[[["m.room.name", "", [], False]], False]], "rooms": {ROOM: ["join", 4, None, 1, 0, 0]}}
+    for told in (b"no zlib", zlib.compress(b'{"rooms":'), zlib.compress(orjson.dumps(old))):
+        pos = await begun(connections)
+        await accounts.execute("UPDATE accounts.sliding_connections SET told = $1", told)
+        with pytest.raises(UnknownPos):
+            await process(accounts).find(MAIN, pos)
 
 
 async def test_a_pos_leads_back_to_what_was_told_in_any_process(connections: Connections, accounts: Database) -> None:

@@ -8,6 +8,7 @@ from sync_world import ALICE, BOB, CAROL, World
 from tessera.fanout import DeviceWake, TypingChange
 from tessera.storage import device_changes, to_device
 from tessera.storage.device_changes import DeviceChange
+from tessera.storage.to_device import OutgoingMessage
 
 ON = {"enabled": True}
 
@@ -46,6 +47,20 @@ async def test_to_device_messages_stay_until_they_are_confirmed(world: World) ->
     assert (third["events"], await stored()) == ([], [])
     await world.send_to_device(ALICE, BOB, "D", {"number": 5})
     assert [event["content"]["number"] for event in (await ask(since=third["next_batch"]))["events"]] == [5]
+
+
+async def test_a_process_that_has_not_heard_yet_tells_no_message_twice(world: World) -> None:
+    bob = SlidingClient(world, BOB)
+    await bob.sync(extensions={"to_device": ON})
+    message = OutgoingMessage(BOB, "D", b'{"number":1}')
+    async with world.accounts.transaction() as tx:  # and nobody is woken
+        heads = await to_device.add_messages(tx, ALICE, "m.test", [message])
+    state = await world.services[0].instance.users.get(BOB)
+    assert state.log_head < heads[BOB]
+    told = {"extensions": {"to_device": {**ON, "since": f"d{heads[BOB]}"}}}
+    assert (await bob.sync(**told))["extensions"]["to_device"]["events"] == []
+    async with world.accounts.reading() as tx:
+        assert await to_device.list_messages(tx, BOB, "D", 0) == []
 
 
 async def test_key_counts_and_device_lists(world: World) -> None:
