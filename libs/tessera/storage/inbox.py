@@ -16,15 +16,19 @@ from tessera.storage.database import Transaction
 from tessera.storage.partitions import PartitionMoved
 
 # The answer has the rows of events that lay here already, too: naming them again does no harm. An event that was asked
-# for, as an outlier or as history, and is sent as part of the DAG is neither any more, and is named until it is taken.
+# for, as an outlier or as history, and is sent as part of the DAG is neither any more, and is named until it is taken;
+# likewise an outlier that is asked for as part of the DAG. It is not parked either: the writer may just have stored the
+# outlier that it was, and what that waited for with it.
 _ADD = """
 INSERT INTO rooms.inbox (partition, room_id, origin, event_id, pdu, received_ms, state, outlier, state_before, below)
 SELECT * FROM unnest($1::integer[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::bigint[], $7::text[],
                      $8::boolean[], $9::bytea[], $10::bigint[])
 WHERE NOT EXISTS (SELECT FROM rooms.partitions p WHERE p.partition = ANY($1::integer[]) AND p.state = 'moved')
 ON CONFLICT (room_id, event_id) DO UPDATE SET outlier = inbox.outlier AND excluded.outlier,
-    below = CASE WHEN excluded.state = 'new' AND excluded.below IS NULL THEN NULL ELSE inbox.below END,
-    state = CASE WHEN inbox.state = 'staged' THEN excluded.state ELSE inbox.state END,
+    below = CASE WHEN inbox.outlier THEN excluded.below
+                 WHEN excluded.state = 'new' AND excluded.below IS NULL THEN NULL ELSE inbox.below END,
+    state = CASE WHEN inbox.state = 'staged' OR (inbox.state = 'parked' AND inbox.outlier AND NOT excluded.outlier)
+                 THEN excluded.state ELSE inbox.state END,
     state_before = coalesce(inbox.state_before, excluded.state_before)
 RETURNING inbox_id
 """

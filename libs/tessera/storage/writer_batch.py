@@ -369,10 +369,13 @@ SECTIONS: Final[dict[str, _Section]] = {
         "partition integer, inbox_id bigint",
         "DELETE FROM rooms.missing_events t USING {rows} AND t.inbox_id = r.inbox_id",
     ),
+    # What sufficed as an outlier is an ancestor, too, once a row that was wanted as an outlier is sent to us.
     "missing": _Section(
         "partition integer, room_id text, missing_event_id text, inbox_id bigint, as_outlier boolean",
-        "INSERT INTO rooms.missing_events (room_id, missing_event_id, inbox_id, as_outlier)"
-        " SELECT r.room_id, r.missing_event_id, r.inbox_id, r.as_outlier FROM {rows} ON CONFLICT DO NOTHING",
+        "INSERT INTO rooms.missing_events AS t (room_id, missing_event_id, inbox_id, as_outlier)"
+        " SELECT r.room_id, r.missing_event_id, r.inbox_id, r.as_outlier FROM {rows}"
+        " ON CONFLICT (room_id, missing_event_id, inbox_id) DO UPDATE"
+        " SET as_outlier = t.as_outlier AND excluded.as_outlier",
     ),
     "missing_gone": _Section(
         "partition integer, room_id text, missing_event_id text",

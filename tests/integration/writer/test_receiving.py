@@ -233,6 +233,60 @@ async def test_a_pdu_that_comes_while_it_is_taken_in_as_an_outlier(
         assert await room.extremities() == {topic.event_id}
 
 
+async def test_a_pdu_that_comes_while_the_outlier_that_it_was_is_set_free(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parked it would wait for nothing any more, and nobody would name it."""
+    async with world.writer():
+        room = await remote_room(world)
+        member = room.join(DORA)
+        topic = room.topic("at the same time", sender=DORA)
+        (inbox_id,) = await room.put(topic, outlier=True)
+        await room.name([inbox_id])
+        assert await room.inbox_states() == ["parked"]
+
+        async def overtaken(work: RoomWork, past: RoomPast, event: Event) -> Judged | Missing:
+            assert await room.put(event) == [inbox_id]
+            return await judge_outlier(work, past, event)
+
+        monkeypatch.setattr("services.rooms.receiving.judge_outlier", overtaken)
+        await room.deliver(member)
+        assert (await room.row(topic))["outlier"]
+        assert await world.shards.of_room(room.room_id).fetchval("SELECT count(*) FROM rooms.missing_events") == 0
+        assert await room.inbox_states() == ["new"]
+        await room.name([inbox_id])
+        assert not (await room.row(topic))["outlier"]
+        assert await room.extremities() == {topic.event_id}
+
+
+async def test_what_an_outlier_waits_for_is_an_ancestor_once_it_is_sent(world: World) -> None:
+    """As an outlier that would not set it free, and nobody would ask for more of it."""
+    async with world.writer():
+        room = await remote_room(world)
+        member = room.join(DORA)
+        topic = room.topic("first an outlier", sender=DORA)
+        await room.deliver(topic, outlier=True)
+        await room.deliver(topic)
+        async with world.shards.of_room(room.room_id).reading() as tx:
+            assert [tuple(one) for one in await inbox.list_missing(tx, room.room_id, 10)] == [(member.event_id, False)]
+        assert await room.inbox_states() == ["parked"]
+        await room.deliver(member)
+        assert await room.extremities() == {topic.event_id}
+        assert await room.inbox_states() == []
+
+
+async def test_an_outlier_that_is_backfilled_is_history(world: World) -> None:
+    """Not something that happens now, at the end of the room."""
+    async with world.writer():
+        room = await remote_room(world)
+        topic = room.topic("long ago")
+        await room.put(topic, state="staged", outlier=True)
+        (inbox_id,) = await room.put(topic, below=7)
+        async with world.shards.of_room(room.room_id).reading() as tx:
+            (row,) = await inbox.load(tx, room.room_id, [inbox_id])
+        assert (row.outlier, row.below, row.state) == (False, 7, "new")
+
+
 async def test_an_auth_event_suffices_as_an_outlier(world: World) -> None:
     async with world.writer():
         room = await remote_room(world)
