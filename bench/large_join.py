@@ -71,7 +71,7 @@ class Host:
         if request.path == "/_matrix/key/v2/server":
             return web.json_response(self._keys(request.host))
         if request.path.startswith(f"{V1}make_join/"):
-            return web.json_response(self._template(request.path.rpartition("/")[2]))
+            return web.json_response(self.room.join_template(request.path.rpartition("/")[2], CLOCK.now_ms()))
         if request.path.startswith(f"{V2}send_join/"):
             return web.Response(body=self._join(await request.read()), content_type="application/json")
         if request.path.startswith(f"{V1}send/"):
@@ -86,24 +86,6 @@ class Host:
             "old_verify_keys": {},
         }
         return sign_json(document, name, KEY)
-
-    def _template(self, user_id: str) -> dict[str, Any]:
-        room = self.room
-        assert room.tip is not None
-        cited = [room.state[key, ""].event_id for key in ("m.room.create", "m.room.power_levels", "m.room.join_rules")]
-        event = {
-            "type": "m.room.member",
-            "room_id": room.room_id,
-            "sender": user_id,
-            "state_key": user_id,
-            "content": {"membership": "join"},
-            "depth": room.tip.depth + 1,
-            "prev_events": [room.tip.event_id],
-            "auth_events": cited,
-            "origin": self.names[0],
-            "origin_server_ts": CLOCK.now_ms(),
-        }
-        return {"room_version": room.version, "event": event}
 
     def _join(self, body: bytes) -> bytes:
         join, state = parse_event(body, self.room.rules), list(self.room.state.values())

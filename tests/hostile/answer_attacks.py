@@ -253,20 +253,7 @@ def serve_joins(evil: HostilePeer, room: ForeignRoom, spoil: Spoiler) -> None:
     other.room_id = type(room.room_id)(f"!elsewhere:{evil.name}")
 
     async def make_join(request: web.Request) -> web.Response:
-        user_id = request.path.rpartition("/")[2]
-        assert room.tip is not None
-        cited = [room.state[key, ""].event_id for key in ("m.room.create", "m.room.power_levels", "m.room.join_rules")]
-        event = {
-            "type": "m.room.member",
-            "room_id": room.room_id,
-            "sender": user_id,
-            "state_key": user_id,
-            "content": {"membership": "join"},
-            "depth": room.tip.depth + 1,
-            "prev_events": [room.tip.event_id],
-            "auth_events": cited,
-        }
-        return web.json_response({"room_version": room.version, "event": event})
+        return web.json_response(room.join_template(request.path.rpartition("/")[2], CLOCK.now_ms()))
 
     async def send_join(request: web.Request) -> web.StreamResponse:
         body = {"state": state, "auth_chain": state, "event": await request.json()}

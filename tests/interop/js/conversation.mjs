@@ -1,54 +1,9 @@
-// Two people talk through matrix-js-sdk. The Python test starts this script, kills and restarts the server when it is
-// asked to ("RESTART" on standard output, any line on standard input when it is done), and reads the last line, "DONE {...}".
+// Two people talk through matrix-js-sdk (see walk.mjs).
 import * as sdk from "matrix-js-sdk";
-import { logger } from "matrix-js-sdk/lib/logger.js";
 import assert from "node:assert/strict";
-import readline from "node:readline";
+import { register, restartServer, suffix, until } from "./walk.mjs";
 
-logger.setLevel("silent");
-const baseUrl = process.argv[2];
 const MESSAGES = 200;
-const WAIT_MS = 60_000;
-const input = readline.createInterface({ input: process.stdin })[Symbol.asyncIterator]();
-
-async function register(username) {
-    const anonymous = sdk.createClient({ baseUrl });
-    const body = { username, password: `${username}-secret`, initial_device_display_name: "js" };
-    let session;
-    try {
-        await anonymous.registerRequest(body);
-        assert.fail("registration without authentication was accepted");
-    } catch (error) {
-        session = error.data?.session;
-        assert.ok(session, `no UIA session: ${error}`);
-    }
-    await anonymous.registerRequest({ ...body, auth: { type: "m.login.dummy", session } });
-    const login = await anonymous.loginRequest({
-        type: "m.login.password",
-        identifier: { type: "m.id.user", user: username },
-        password: `${username}-secret`,
-    });
-    return sdk.createClient({
-        baseUrl,
-        userId: login.user_id,
-        accessToken: login.access_token,
-        deviceId: login.device_id,
-        timelineSupport: true,
-    });
-}
-
-function until(what, condition) {
-    const deadline = Date.now() + WAIT_MS;
-    return new Promise((resolve, reject) => {
-        const look = () => {
-            const value = condition();
-            if (value) resolve(value);
-            else if (Date.now() > deadline) reject(new Error(`timed out waiting for ${what}`));
-            else setTimeout(look, 20);
-        };
-        look();
-    });
-}
 
 // A client's own retry: the same transaction ID until the server has answered.
 async function send(client, roomId, type, content, txnId) {
@@ -84,7 +39,6 @@ class Watcher {
     }
 }
 
-const suffix = process.argv[3];
 const alice = await register(`alice${suffix}`);
 const bob = await register(`bob${suffix}`);
 for (const client of [alice, bob]) {
@@ -111,9 +65,7 @@ for (let number = 0; number < MESSAGES; number++) {
             const listener = (state) => state === "RECONNECTING" || state === "ERROR" ? resolve() : client.once(sdk.ClientEvent.Sync, listener);
             client.once(sdk.ClientEvent.Sync, listener);
         }));
-        console.log("RESTART");
-        await Promise.all(failing);
-        await input.next();
+        await Promise.all([restartServer(), ...failing]);
         // Their /sync comes back after a few seconds; a longer gap would be a limited timeline, to be paged by hand.
         for (const client of [alice, bob]) await until("sync again", () => client.getSyncState() === "SYNCING");
     }

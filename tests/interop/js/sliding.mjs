@@ -1,45 +1,10 @@
-// A client on sliding sync (matrix-js-sdk's SlidingSync) beside one on /sync. The Python test starts this script, kills
-// and restarts the server when it is asked to ("RESTART" on standard output, any line on standard input when it is done),
-// and reads the last line, "DONE {...}".
+// A client on sliding sync (matrix-js-sdk's SlidingSync) beside one on /sync (see walk.mjs).
 import * as sdk from "matrix-js-sdk";
 import { SlidingSync, SlidingSyncEvent, SlidingSyncState } from "matrix-js-sdk/lib/sliding-sync.js";
-import { logger } from "matrix-js-sdk/lib/logger.js";
 import assert from "node:assert/strict";
-import readline from "node:readline";
+import { baseUrl, register, restartServer, suffix, until } from "./walk.mjs";
 
-logger.setLevel("silent");
-const [baseUrl, suffix] = process.argv.slice(2);
 const ROOMS = 6;
-const WAIT_MS = 60_000;
-const input = readline.createInterface({ input: process.stdin })[Symbol.asyncIterator]();
-
-async function register(username) {
-    const anonymous = sdk.createClient({ baseUrl });
-    const body = { username, password: `${username}-secret`, initial_device_display_name: "js" };
-    const session = await anonymous.registerRequest(body).then(() => undefined, (error) => error.data?.session);
-    assert.ok(session, "registration without authentication was accepted");
-    const login = await anonymous.registerRequest({ ...body, auth: { type: "m.login.dummy", session } });
-    return sdk.createClient({
-        baseUrl,
-        userId: login.user_id,
-        accessToken: login.access_token,
-        deviceId: login.device_id,
-        timelineSupport: true,
-    });
-}
-
-function until(what, condition) {
-    const deadline = Date.now() + WAIT_MS;
-    return new Promise((resolve, reject) => {
-        const look = () => {
-            const value = condition();
-            if (value) resolve(value);
-            else if (Date.now() > deadline) reject(new Error(`timed out waiting for ${what}`));
-            else setTimeout(look, 20);
-        };
-        look();
-    });
-}
 
 const alice = await register(`alice${suffix}`);
 const bob = await register(`bob${suffix}`);
@@ -134,8 +99,7 @@ await until("join", () => bob.getRoom(party).getMyMembership() === "join");
 
 // The server is killed; the client goes on where it was.
 assert.deepEqual(errors, []);
-console.log("RESTART");
-await input.next();
+await restartServer();
 await toBob(5);
 await alice.sendTextMessage(roomId, "after the end");
 await until("the message after", () => seen.at(-1) === "after the end");

@@ -5,19 +5,16 @@ a room once and in order, or is told of the gap; at the end its state is the roo
 the other.
 """
 
-import asyncio
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis.stateful import rule, run_state_machine_as_test
+from hypothesis.stateful import rule
 from sliding_client import ACCEPTED, EXPERIMENTAL, SlidingClient
-from test_sync_law import USERS, SyncLaw
+from test_sync_law import USERS, SyncLaw, run_law
 
 from matrixcore.identifiers import UserId
 from tessera.embedded_postgres import EmbeddedPostgres
-from tessera.storage.database import Database
 
 EXAMPLES = 8
 STEPS = 40
@@ -147,24 +144,4 @@ class SlidingLaw(SyncLaw):
 
 @pytest.mark.timeout(300)
 def test_clients_with_windows_learn_what_there_is(postgres: EmbeddedPostgres) -> None:
-    numbers = iter(range(1_000_000))
-
-    async def new_database() -> str:
-        name = f"slidinglaw_{next(numbers)}"
-        connection = await Database.connect(postgres.dsn("postgres"))
-        await connection.execute(f"CREATE DATABASE {name} TEMPLATE template_tessera")
-        await connection.close()
-        return postgres.dsn(name)
-
-    with asyncio.Runner() as runner:
-        SlidingLaw.runner, SlidingLaw.new_database = runner, staticmethod(new_database)
-        run_state_machine_as_test(
-            SlidingLaw,
-            settings=settings(
-                max_examples=EXAMPLES,
-                stateful_step_count=STEPS,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-                print_blob=True,
-            ),
-        )
+    run_law(SlidingLaw, postgres, examples=EXAMPLES, steps=STEPS)
