@@ -185,11 +185,11 @@ WHERE EXISTS (
 )
 """  # noqa: S608  constant text
 
-# A server that asks us something can be reached again, perhaps.
+# A server that asks us something can be reached again, perhaps. One that was tried a moment ago gets that moment to
+# finish its start: it may say nothing else for hours.
 _NOTE_LIFE = """
-UPDATE accounts.federation_destinations SET due_at = now()
-WHERE destination = $1 AND failures > 0 AND due_at > now()
-  AND (last_attempt IS NULL OR last_attempt < now() - interval '5 seconds')
+UPDATE accounts.federation_destinations SET due_at = greatest(now(), last_attempt + interval '5 seconds')
+WHERE destination = $1 AND failures > 0 AND due_at > greatest(now(), last_attempt + interval '5 seconds')
 RETURNING true
 """
 
@@ -292,7 +292,10 @@ async def shorten_backlogs(tx: Transaction, destinations: Sequence[ServerName]) 
 
 
 async def note_life(tx: Transaction, destination: ServerName) -> bool:
-    """A destination has shown life: it is tried now, if it waits for another try; whether it does."""
+    """A destination has shown life: if it waits for another try, that is now, or some seconds after the last one.
+
+    Answers whether it was going to wait longer.
+    """
     return await tx.fetchval(_NOTE_LIFE, destination) is not None
 
 

@@ -101,11 +101,23 @@ async def test_a_destination_that_shows_life_is_tried_at_once(accounts: Database
     await _add(accounts, _pdu(A, 1))
     await _fail(accounts, A, pause=3600)
     async with accounts.transaction() as tx:
-        assert not await destinations.note_life(tx, A), "it was tried a moment ago"
         await tx.execute("UPDATE accounts.federation_destinations SET last_attempt = now() - interval '1 minute'")
         assert await destinations.note_life(tx, A)
         assert not await destinations.note_life(tx, B)
     assert await _due(accounts) == [A]
+
+
+async def test_one_that_was_tried_a_moment_before_it_shows_life_is_tried_in_a_moment(accounts: Database) -> None:
+    await _add(accounts, _pdu(A, 1))
+    await _fail(accounts, A, pause=3600)
+    async with accounts.transaction() as tx:
+        assert await destinations.note_life(tx, A)
+        assert not await destinations.note_life(tx, A), "it is going to be"
+        status = await destinations.find_status(tx, A)
+    assert await _due(accounts) == []
+    assert status is not None
+    assert status.last_attempt is not None
+    assert (status.due_at - status.last_attempt).total_seconds() == 5
 
 
 async def test_edus_go_out_by_lane_and_a_silent_destination_gets_the_newest_of_a_subject(accounts: Database) -> None:
