@@ -5,7 +5,7 @@ Spec: S-S API §Typing Notifications, §Presence.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from tessera.clock import Clock
 from tessera.federation.policy import FederationPolicy
 from tessera.storage.database import DatabaseUnavailable
 from tessera.storage.federation_queue import bucket_of
+from tessera.storage.presence import Presence
 from tessera.wakes import PresenceChange, TypingChange
 
 log = structlog.get_logger(__name__)
@@ -108,6 +109,15 @@ class EphemeralEdus:
             self._told.popitem(last=False)
         if len(self._presence) < MAX_CHANGES:
             self._presence[change.user_id] = change
+            self._heard.set()
+
+    def remind(self, states: Iterable[Presence]) -> None:
+        """Local users' presence once more, though it has not changed; what is newer and waits stays."""
+        for user_id, state, status_msg, active_ms in states:
+            if len(self._presence) >= MAX_CHANGES:
+                return
+            change = PresenceChange(user_id, state, status_msg, active_ms, state == "online")
+            self._presence.setdefault(user_id, change)
             self._heard.set()
 
     async def run(self, wake: Callable[[], Awaitable[None]]) -> None:

@@ -7,13 +7,14 @@ from contextlib import asynccontextmanager
 from matrixcore.identifiers import ServerName
 from services.federation_out.device_lists import DeviceListFeed
 from services.federation_out.ephemeral import EphemeralEdus
+from services.federation_out.presence_reminders import PresenceReminders
 from services.federation_out.queue_step import CONSUMER, QueueStep
 from services.federation_out.room_servers import RoomServers
 from services.federation_out.sending import Sender
 from tessera.consumer_leases import ConsumerLeases
 from tessera.fanout import Subscriber
 from tessera.record_consumer import RecordConsumer
-from tessera.service import Service, Surroundings
+from tessera.service import Background, Service, Surroundings
 
 
 @asynccontextmanager
@@ -57,7 +58,10 @@ async def open_federation_out(around: Surroundings) -> AsyncIterator[Service]:
         )
     )
     checks = {f"consumer {consumer.name}": consumer.check, "sender": sender.check}
-    background = (consumer.run, sender.run, devices.run, lambda: ephemeral.run(sender.wake))
+    reminders = PresenceReminders(around.accounts, ephemeral, around.clock)
+    background: tuple[Background, ...] = (consumer.run, sender.run, devices.run, lambda: ephemeral.run(sender.wake))
+    if around.settings.presence.enabled:
+        background += (reminders.run,)
     try:
         if not around.is_shared:
             consumer.take_on(range(buckets))

@@ -23,6 +23,13 @@ ON CONFLICT (user_id) DO UPDATE SET
     last_active_ts = greatest(p.last_active_ts, EXCLUDED.last_active_ts)
 """
 
+# What other servers tell of their users has told_at.
+_LIST_ABOUT = """
+SELECT user_id, presence, status_msg, last_active_ts FROM accounts.presence
+WHERE user_id > $1 AND told_at IS NULL AND presence <> 'offline' AND last_active_ts > $2
+ORDER BY user_id LIMIT $3
+"""
+
 _LIST = "SELECT user_id, presence, status_msg, last_active_ts FROM accounts.presence WHERE user_id = ANY($1::text[])"
 
 
@@ -49,6 +56,11 @@ async def set_presence(tx: Transaction, state: Presence) -> None:
 async def list_presence(tx: Transaction, user_ids: Sequence[UserId]) -> list[Presence]:
     """What is known of these users; those who never set anything are absent."""
     return [Presence(*row) for row in await tx.fetch(_LIST, list(user_ids))]
+
+
+async def list_about(tx: Transaction, after: UserId, active_after_ms: int, limit: int) -> list[Presence]:
+    """Users of this server who are not offline and were active after a time, in the order of their IDs."""
+    return [Presence(*row) for row in await tx.fetch(_LIST_ABOUT, after, active_after_ms, limit)]
 
 
 async def find_presence(tx: Transaction, user_id: UserId) -> Presence | None:
