@@ -78,35 +78,39 @@ class StoredEdus:
                     await self._woken.wait()
 
     async def work_off(self) -> bool:
-        """Let some EDUs take effect, to-device messages one by one; whether there were any. Raises DatabaseUnavailable.
+        """Let some EDUs take effect, to-device messages one by one; whether any did. Raises DatabaseUnavailable.
 
-        One that breaks this is dropped, so that the others go on.
+        One that breaks this is dropped, so that the others go on. Those of a server of which another process has some
+        are left to it, or they would overtake them.
         """
         async with self._accounts.reading() as tx:
             waiting = await received_transactions.list_edus(tx, BATCH)
         if not waiting:
             return False
         sharing = await self._sharing(waiting)
+        elsewhere: set[ServerName] = set()
+        taken = 0
         for group in _groups(waiting):
             try:
-                await self._apply(group, sharing)
+                taken += await self._apply(group, sharing, elsewhere)
             except DatabaseUnavailable:
                 raise
             except Exception:  # two processes may have locked the same users in another order, too
                 log.warning("EDUs are taken one by one", origin=group[0].origin, exc_info=True)
                 for one in group:
-                    await self._apply_or_drop(one, sharing)
-        return True
+                    taken += await self._apply_or_drop(one, sharing, elsewhere)
+        return taken > 0
 
-    async def _apply_or_drop(self, one: ReceivedEdu, sharing: set[UserId]) -> None:
+    async def _apply_or_drop(self, one: ReceivedEdu, sharing: set[UserId], elsewhere: set[ServerName]) -> int:
         try:
-            await self._apply([one], sharing)
+            return await self._apply([one], sharing, elsewhere)
         except DatabaseUnavailable:
             raise
         except Exception:
             log.exception("EDU dropped", origin=one.origin, edu_type=one.edu.get("edu_type"))
             async with self._accounts.transaction() as tx:
                 await received_transactions.delete_edus(tx, [one.edu_id])
+            return 1
 
     async def _sharing(self, waiting: Sequence[ReceivedEdu]) -> set[UserId]:
         """The users of key changes who share a room with somebody here."""
@@ -123,13 +127,18 @@ class StoredEdus:
                     sharing |= await remote_devices.list_sharing(tx, sorted(users), self._server_name)
         return sharing
 
-    async def _apply(self, group: Sequence[ReceivedEdu], sharing: set[UserId]) -> None:
+    async def _apply(self, group: Sequence[ReceivedEdu], sharing: set[UserId], elsewhere: set[ServerName]) -> int:
+        """How many took effect; the servers of those that another process has are added to `elsewhere`."""
         effects, position = _Effects(), None
         async with self._accounts.transaction() as tx:
-            mine = set(await received_transactions.lock_edus(tx, [one.edu_id for one in group]))
+            free = set(await received_transactions.lock_edus(tx, [one.edu_id for one in group]))
+            done: list[int] = []
             for one in group:
-                if one.edu_id not in mine:
-                    continue  # another process has it
+                if one.edu_id not in free:
+                    elsewhere.add(one.origin)
+                if one.origin in elsewhere:
+                    continue
+                done.append(one.edu_id)
                 content = one.edu["content"]
                 match one.edu["edu_type"]:
                     case "m.direct_to_device":
@@ -138,7 +147,7 @@ class StoredEdus:
                         await _take_device(tx, one.origin, content, sharing, effects)
                     case _:
                         await _take_signing_keys(tx, one.origin, content, sharing, effects)
-            await received_transactions.delete_edus(tx, sorted(mine))
+            await received_transactions.delete_edus(tx, done)
             if effects.changed:
                 position = await device_changes.add_changes(tx, effects.changed)
         if effects.heads:
@@ -146,6 +155,7 @@ class StoredEdus:
         if position is not None:
             users = tuple(dict.fromkeys(change.user_id for change in effects.changed))
             await self._fanout.publish_device_wake(DeviceWake(position, users))
+        return len(done)
 
     async def _take_message(
         self, tx: Transaction, origin: ServerName, content: Mapping[str, Any], effects: _Effects

@@ -220,6 +220,28 @@ async def test_a_message_reaches_each_device_once(world: World) -> None:
     assert [each.content for each in two] == [b'{"n":2}']
 
 
+async def test_messages_do_not_overtake_those_that_another_process_has(world: World) -> None:
+    elsewhere = ServerName(EVE.partition(":")[2])
+    for number, (origin, sender) in enumerate(((THERE, BOB), (THERE, BOB), (elsewhere, EVE))):
+        content = {"sender": sender, "type": "m.secret", "message_id": f"m{number}"}
+        edu = {"edu_type": "m.direct_to_device", "content": {**content, "messages": {ALICE: {"ONE": {"n": number}}}}}
+        async with world.accounts.transaction() as tx:
+            await received_transactions.add(tx, origin, f"t{number}", b"{}", [edu], 1)
+
+    async def told() -> list[bytes]:
+        async with world.accounts.reading() as tx:
+            return [one.content for one in await to_device.list_messages(tx, ALICE, "ONE", 0)]
+
+    async with world.accounts.transaction() as other:
+        first, *_ = await received_transactions.list_edus(other, 10)
+        assert await received_transactions.lock_edus(other, [first.edu_id]) == [first.edu_id]
+        assert await world.stored.work_off()
+        assert not await world.stored.work_off(), "what is left is the other's"
+        assert await told() == [b'{"n":2}']
+    assert await world.stored.work_off()
+    assert await told() == [b'{"n":2}', b'{"n":0}', b'{"n":1}']
+
+
 def _keys(device_id: str = "DEV", user_id: UserId = BOB) -> dict[str, Any]:
     return {"user_id": user_id, "device_id": device_id, "algorithms": [], "keys": {}, "signatures": {}}
 
