@@ -53,13 +53,13 @@ async def login(request: Request, body: JsonObject, gateway: GatewayDep, client_
     if not isinstance(kind, str):
         raise BadJson("type must be a string")
     if kind == "m.login.password" and gateway.settings.password_config.enabled:
-        return json_reply(await login_by_password(gateway, body))
+        return json_reply(await login_by_password(gateway, body, client_address))
     if kind == "m.login.token" and (gateway.settings.login_via_existing_session.enabled or gateway.sso is not None):
-        return json_reply(await login_by_token(gateway, body))
+        return json_reply(await login_by_token(gateway, body, client_address))
     raise MatrixError("Unknown login type", errcode="M_UNKNOWN", status=400)
 
 
-async def login_by_password(gateway: GatewayDeps, body: Mapping[str, Any]) -> dict[str, Any]:
+async def login_by_password(gateway: GatewayDeps, body: Mapping[str, Any], address: str) -> dict[str, Any]:
     """Prove the password, then start the session.
 
     Raises:
@@ -67,7 +67,7 @@ async def login_by_password(gateway: GatewayDeps, body: Mapping[str, Any]) -> di
         LimitExceeded: too many logins or wrong passwords for the account.
         UserLocked
     """
-    session = SessionRequest.parse(body)
+    session = SessionRequest.parse(body, address)
     password = body.get("password")
     if password is None:
         raise MissingParam("password is missing")
@@ -82,14 +82,14 @@ async def login_by_password(gateway: GatewayDeps, body: Mapping[str, Any]) -> di
     return await begin_session(gateway, user_id, session)
 
 
-async def login_by_token(gateway: GatewayDeps, body: Mapping[str, Any]) -> dict[str, Any]:
+async def login_by_token(gateway: GatewayDeps, body: Mapping[str, Any], address: str) -> dict[str, Any]:
     """Use a login token up, then start the session.
 
     Raises:
         Forbidden: it is unknown, was used or has expired.
         UserLocked
     """
-    session = SessionRequest.parse(body)
+    session = SessionRequest.parse(body, address)
     token = body.get("token")
     if token is None:
         raise MissingParam("token is missing")
@@ -148,6 +148,7 @@ async def begin_session(gateway: GatewayDeps, user_id: UserId, session: SessionR
             device_id,
             session.display_name,
             refreshable=session.refreshable,
+            address=session.address,
         )
     gateway.authenticator.forget_device(user_id, device_id)
     await wakes.publish(gateway.fanout)

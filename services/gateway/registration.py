@@ -38,21 +38,26 @@ _TRIES_FOR_A_NAME = 5
 
 @dataclass(frozen=True, slots=True)
 class SessionRequest:
-    """The fields that login and registration share; checked, not yet acted on."""
+    """The fields that login and registration share; checked, not yet acted on.
+
+    `address` is where the device is: None if an application service or an administrator asks.
+    """
 
     device_id: str | None
     display_name: str | None
     refreshable: bool
+    address: str | None = None
 
     @classmethod
-    def parse(cls, body: Mapping[str, Any]) -> "SessionRequest":
+    def parse(cls, body: Mapping[str, Any], address: str | None = None) -> "SessionRequest":
         """Raises BadJson or InvalidParam."""
         device_id = optional_text(body, "device_id") or None
         if device_id is not None and (len(device_id) > MAX_DEVICE_ID_LENGTH or not device_id.isprintable()):
             raise InvalidParam("device_id is too long or has unprintable characters")
         display_name = optional_text(body, "initial_device_display_name")
         refreshable = optional_flag(body, "refresh_token")
-        return cls(device_id, None if display_name is None else display_name[:MAX_DEVICE_NAME_LENGTH], refreshable)
+        name = None if display_name is None else display_name[:MAX_DEVICE_NAME_LENGTH]
+        return cls(device_id, name, refreshable, address)
 
 
 @router.post("/register")
@@ -64,10 +69,10 @@ async def register(
         return json_reply(await register_by_appservice(gateway, require_appservice(gateway, request), body))
     gateway.limits.check("rc_registration", client_address)
     if kind == "guest":
-        return json_reply(await register_guest(gateway, body))
+        return json_reply(await register_guest(gateway, body, client_address))
     if kind != "user":
         raise InvalidParam("kind must be user or guest")
-    return json_reply(await register_user(gateway, body))
+    return json_reply(await register_user(gateway, body, client_address))
 
 
 @router.get("/register/available")
@@ -80,13 +85,13 @@ async def check_username_availability(username: str, gateway: GatewayDep, client
     return json_reply({"available": True})
 
 
-async def register_user(gateway: GatewayDeps, body: Mapping[str, Any]) -> dict[str, Any]:
+async def register_user(gateway: GatewayDeps, body: Mapping[str, Any], address: str) -> dict[str, Any]:
     """Check the name, then the consent, then hash the password and make the account, in the specification's order."""
     if not gateway.settings.enable_registration:
         raise Forbidden(_DISABLED)
     username = optional_text(body, "username")
     password = optional_text(body, "password")
-    session = SessionRequest.parse(body)
+    session = SessionRequest.parse(body, address)
     inhibit_login = optional_flag(body, "inhibit_login")
     if password is not None:
         check_new_password(password)
@@ -122,14 +127,14 @@ async def register_by_appservice(
     return await registered_reply(gateway, user_id, session)
 
 
-async def register_guest(gateway: GatewayDeps, body: Mapping[str, Any]) -> dict[str, Any]:
+async def register_guest(gateway: GatewayDeps, body: Mapping[str, Any], address: str) -> dict[str, Any]:
     """Make a guest's account; all of the body but initial_device_display_name is ignored."""
     if not gateway.settings.allow_guest_access:
         raise Forbidden("Guest access is disabled")
     name = body.get("initial_device_display_name")
     display_name = name[:MAX_DEVICE_NAME_LENGTH] if isinstance(name, str) else None
     user_id = await add_account(gateway, None, None, is_guest=True)
-    return await registered_reply(gateway, user_id, SessionRequest(None, display_name, False))
+    return await registered_reply(gateway, user_id, SessionRequest(None, display_name, False, address))
 
 
 async def add_account(
@@ -199,6 +204,7 @@ async def registered_reply(gateway: GatewayDeps, user_id: UserId, session: Sessi
             device_id,
             session.display_name,
             refreshable=session.refreshable,
+            address=session.address,
         )
     await wakes.publish(gateway.fanout)
     return {**reply, "device_id": device_id, **issued.fields()}

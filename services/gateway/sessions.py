@@ -114,11 +114,17 @@ async def start_session(
     display_name: str | None,
     *,
     refreshable: bool,
+    address: str | None = None,
 ) -> tuple[IssuedTokens, Wakes]:
-    """Log a device in. A known one keeps its name, keys and inbox; its old tokens are dead at once."""
+    """Log a device in, from an IP address. A known one keeps its name, keys and inbox; its old tokens are dead at once.
+
+    Without an address somebody else logs it in, and it has not been seen.
+    """
     now_ms = clock.now_ms()
     issued, stored = make_tokens(ids, lifetimes, now_ms, refreshable=refreshable)
-    is_new = await access_tokens.add_session(tx, user_id, device_id, display_name, stored, now_ms=now_ms)
+    is_new = await access_tokens.add_session(
+        tx, user_id, device_id, display_name, stored, now_ms=now_ms, address=address
+    )
     if is_new:
         return issued, Wakes({})
     heads = await user_log.append(tx, [LogEntry(user_id, UserLogKind.SESSION_ENDED, key=device_id)])

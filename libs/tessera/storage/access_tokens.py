@@ -61,8 +61,11 @@ WHERE t.token_hash = ANY($1) AND NOT u.deactivated
 # A known device keeps its name, keys and inbox and loses its tokens.
 _ADD_SESSION = """
 WITH device AS (
-    INSERT INTO accounts.devices (user_id, device_id, display_name, created_ts) VALUES ($1, $2, $3, $4)
-    ON CONFLICT (user_id, device_id) DO UPDATE SET device_id = EXCLUDED.device_id
+    INSERT INTO accounts.devices AS d (user_id, device_id, display_name, created_ts, last_seen_ts, last_seen_ip)
+    VALUES ($1, $2, $3, $4, CASE WHEN $10::text IS NOT NULL THEN $4::bigint END, $10)
+    ON CONFLICT (user_id, device_id) DO UPDATE SET
+        last_seen_ts = coalesce(EXCLUDED.last_seen_ts, d.last_seen_ts),
+        last_seen_ip = coalesce(EXCLUDED.last_seen_ip, d.last_seen_ip)
     RETURNING (xmax = 0) AS created
 ), ended AS (
     DELETE FROM accounts.access_tokens WHERE user_id = $1 AND device_id = $2
@@ -122,9 +125,19 @@ async def find_tokens(tx: Transaction, tokens: Iterable[str]) -> dict[str, Found
 
 
 async def add_session(
-    tx: Transaction, user_id: UserId, device_id: str, display_name: str | None, tokens: NewTokens, *, now_ms: int
+    tx: Transaction,
+    user_id: UserId,
+    device_id: str,
+    display_name: str | None,
+    tokens: NewTokens,
+    *,
+    now_ms: int,
+    address: str | None = None,
 ) -> bool:
     """Log a device in: it is made unless it is there; the tokens that it had before are gone.
+
+    Args:
+        address: where it was seen now; None if somebody else logs it in.
 
     Returns:
         Whether the device is new. Otherwise a session ended: the caller tells the user's log.
@@ -140,6 +153,7 @@ async def add_session(
         tokens.refresh_hash,
         tokens.refresh_expires_ts,
         tokens.session_expires_ts,
+        address,
     )
     return created
 

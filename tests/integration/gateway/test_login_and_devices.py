@@ -215,6 +215,20 @@ async def test_a_device_is_renamed_and_seen(server: Server) -> None:
     assert (await session.put("/devices/PHONE", {"display_name": "x" * 200})).json()["errcode"] == "M_INVALID_PARAM"
 
 
+async def test_a_device_was_seen_when_it_logged_in(server: Server) -> None:
+    session = await server.register("alice", "PHONE")
+    first = server.clock.now_ms()
+    server.clock.shift(60)
+    await server.login("alice", "LAPTOP")
+    server.clock.shift(60)
+    await server.login("alice", "PHONE")
+    listed = (await (await server.login("alice", "TABLET")).get("/devices")).json()["devices"]
+    seen = {device["device_id"]: (device["last_seen_ts"], device["last_seen_ip"]) for device in listed}
+    ip = "192.0.2.7"
+    assert seen == {"PHONE": (first + 120_000, ip), "LAPTOP": (first + 60_000, ip), "TABLET": (first + 120_000, ip)}
+    assert (await session.get("/account/whoami")).status_code == 401
+
+
 async def test_last_seen_is_one_write_for_many_devices_and_requests(server: Server) -> None:
     sessions = [await server.register(f"user{number}") for number in range(3)]
     for session in sessions * 3:

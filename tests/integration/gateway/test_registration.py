@@ -128,7 +128,7 @@ class _Bridge:
 async def test_a_bridge_s_names_are_exclusive(server: Server) -> None:
     server = replace(server, gateway=replace(server.gateway, claims=_Bridge()))
     with pytest.raises(Exclusive):
-        await register_user(server.gateway, {"username": "irc_bob", "password": PASSWORD})
+        await register_user(server.gateway, {"username": "irc_bob", "password": PASSWORD}, "")
 
 
 async def test_a_free_name_is_available(server: Server) -> None:
