@@ -54,10 +54,10 @@ def successor_create_content(
     Args:
         rules: of the new room's version.
         additional_creators: ignored in versions that have none.
-        last_event_id: the last known event of the old room. From version 12 on the predecessor goes without.
+        last_event_id: the last known event of the old room, which some clients cannot do without.
     """
     predecessor: dict[str, Any] = {"room_id": old_create.room_id}
-    if last_event_id is not None and not rules.privileged_creators:
+    if last_event_id is not None:
         predecessor["event_id"] = last_event_id
     content: dict[str, Any] = {"room_version": rules.version, "predecessor": predecessor}
     if isinstance(room_type := old_create.content.get("type"), str):

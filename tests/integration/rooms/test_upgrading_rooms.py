@@ -68,13 +68,15 @@ async def test_the_new_room_has_what_the_old_one_had(people: list[Client]) -> No
     await bob.post(f"/join/{old}")
     await alice.post(f"/rooms/{old}/ban", {"user_id": DAVE, "reason": "coffee"})
     before = await state_of(alice, old)
+    last = (await alice.get(f"/rooms/{old}/messages?dir=b&limit=1"))["chunk"][0]["event_id"]
     new = await upgraded(alice, old)
     after = await state_of(alice, new)
     copied = ("name", "topic", "avatar", "encryption", "server_acl", "join_rules", "history_visibility", "guest_access")
     for name in copied:
         assert after[f"m.room.{name}", ""] == before[f"m.room.{name}", ""], name
     create = after["m.room.create", ""]
-    assert create == {"room_version": "12", "predecessor": {"room_id": old}, "m.federate": False}
+    predecessor = {"room_id": old, "event_id": last}
+    assert create == {"room_version": "12", "predecessor": predecessor, "m.federate": False}
     assert after["m.room.member", DAVE] == {"membership": "ban", "reason": "coffee"}
     assert after["m.room.power_levels", ""] == {**before["m.room.power_levels", ""], "users": {BOB: 50}}
     assert after["m.room.canonical_alias", ""] == {"alias": f"#tea:{SERVER}"}
