@@ -15,7 +15,6 @@ from tessera.clock import Clock
 from tessera.fanout import Fanout, PresenceChange
 from tessera.storage import presence
 from tessera.storage.database import Database, DatabaseUnavailable
-from tessera.storage.presence import Presence
 
 log = structlog.get_logger(__name__)
 
@@ -85,8 +84,7 @@ class PresenceKeeper:
             async with self._accounts.reading() as tx:
                 before = await presence.find_presence(tx, user_id)
                 active_ms = now_ms if is_active or before is None else before.last_active_ts
-                status = None if before is None else before.status_msg
-                await presence.set_presence(tx, Presence(user_id, state, status, active_ms))
+                status = await presence.set_state(tx, user_id, state, active_ms)
         except DatabaseUnavailable:
             log.warning("presence not stored", state=state)
             return

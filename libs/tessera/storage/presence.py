@@ -23,6 +23,13 @@ ON CONFLICT (user_id) DO UPDATE SET
     last_active_ts = greatest(p.last_active_ts, EXCLUDED.last_active_ts)
 """
 
+_SET_STATE = """
+INSERT INTO accounts.presence AS p (user_id, presence, last_active_ts) VALUES ($1, $2, $3)
+ON CONFLICT (user_id) DO UPDATE SET
+    presence = EXCLUDED.presence, last_active_ts = greatest(p.last_active_ts, EXCLUDED.last_active_ts)
+RETURNING status_msg
+"""
+
 # What other servers tell of their users has told_at.
 _LIST_ABOUT = """
 SELECT user_id, presence, status_msg, last_active_ts FROM accounts.presence
@@ -51,6 +58,12 @@ async def set_told(tx: Transaction, states: Sequence[Presence]) -> None:
 async def set_presence(tx: Transaction, state: Presence) -> None:
     """Store what the user set."""
     await tx.execute(_SET, *state)
+
+
+async def set_state(tx: Transaction, user_id: UserId, state: str, last_active_ts: int) -> str | None:
+    """Store what follows from the user's syncing; the status message, which stays as the user set it."""
+    status: str | None = await tx.fetchval(_SET_STATE, user_id, state, last_active_ts)
+    return status
 
 
 async def list_presence(tx: Transaction, user_ids: Sequence[UserId]) -> list[Presence]:
