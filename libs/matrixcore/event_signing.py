@@ -6,6 +6,7 @@ Spec: S-S API §Signing Events, §Validating hashes and signatures on received e
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 from matrixcore.canonical_json import encode_canonical_json
 from matrixcore.event_hashes import essential_bytes
@@ -16,6 +17,18 @@ from matrixcore.signing import SigningKey, verify_signed_bytes, with_signature
 from matrixcore.verdicts import ACCEPTED, Accepted, Dropped
 
 ServerKeys = Mapping[ServerName, Mapping[str, bytes]]  # server -> key ID -> public key
+
+
+class SignedPart(NamedTuple):
+    """All that checking an event's signatures takes, small enough to be sent to another process.
+
+    Attributes:
+        message: what signatures cover.
+        signatures: the `signatures` of the event, of the servers that must have signed it.
+    """
+
+    message: bytes
+    signatures: Mapping[ServerName, Any]
 
 
 def required_signers(event: Event) -> list[ServerName]:
@@ -36,18 +49,31 @@ def required_signers(event: Event) -> list[ServerName]:
     return list(signers)
 
 
-def check_event_signatures(event: Event, keys: ServerKeys) -> Accepted | Dropped:
+def signed_part(event: Event) -> SignedPart:
+    """What of an event is signed, and by whom it has to be."""
+    signatures = event.fields["signatures"]
+    return SignedPart(
+        essential_bytes(event.fields, event.rules),
+        {server: signatures.get(server, {}) for server in required_signers(event)},
+    )
+
+
+def check_signatures(part: SignedPart, keys: ServerKeys) -> Accepted | Dropped:
     """Check the signatures of every required signer.
 
     Args:
         keys: the public keys that are known and, from room version 5 on (`enforce_key_validity`),
             valid at the event's origin_server_ts. Signatures by other keys are passed over.
     """
-    message = essential_bytes(event.fields, event.rules)
-    for server in required_signers(event):
-        if not verify_signed_bytes(message, event.fields, server, keys.get(server, {})):
+    for server in part.signatures:
+        if not verify_signed_bytes(part.message, {"signatures": part.signatures}, server, keys.get(server, {})):
             return Dropped(f"not signed by {server} with a known key")
     return ACCEPTED
+
+
+def check_event_signatures(event: Event, keys: ServerKeys) -> Accepted | Dropped:
+    """`check_signatures` of an event."""
+    return check_signatures(signed_part(event), keys)
 
 
 def sign_event(event: Event, server_name: ServerName, key: SigningKey) -> Event:

@@ -113,7 +113,7 @@ def parse_event(pdu: bytes | Mapping[str, Any], rules: RoomVersionRules) -> Even
         InvalidEvent
     """
     try:
-        parsed = parse_exact_json(pdu) if isinstance(pdu, bytes) else pdu
+        parsed = _load_fields(pdu, rules) if isinstance(pdu, bytes) else pdu
         if not isinstance(parsed, Mapping):
             raise InvalidEvent("a PDU must be an object")
         fields = {key: value for key, value in parsed.items() if key != "unsigned"}
@@ -127,7 +127,7 @@ def parse_event(pdu: bytes | Mapping[str, Any], rules: RoomVersionRules) -> Even
         return make_event(fields, canonical, compute_event_id(fields, rules), rules)
     except InvalidIdentifier as error:
         raise InvalidEvent(str(error)) from None
-    except InvalidJson as error:
+    except (InvalidJson, orjson.JSONDecodeError) as error:
         raise InvalidEvent(str(error)) from None
 
 

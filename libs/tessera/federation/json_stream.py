@@ -6,7 +6,8 @@ Only borders are looked for here; whoever gets a piece parses it. What follows a
 import re
 from typing import NamedTuple
 
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["{}\[\]]', re.DOTALL)
+# Up to the next bracket that stands in no string.
+_BRACKET = re.compile(rb'(?:[^"{}\[\]]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+[{}\[\]]', re.DOTALL)
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _SCALAR = re.compile(rb"[^\s,\]}\[{:\"]+")
 _SPACE = re.compile(rb"\s*")
@@ -137,36 +138,36 @@ class ObjectSplitter:
 
     def _take_value(self) -> bytes:
         first = self._peek()
-        if first not in (b"{", b"[", b'"'):
-            return self._take_scalar()
-        at = max(self._scanned, self._at)
+        if first == b'"':
+            return self._take_matching(_STRING)
+        if first not in (b"{", b"["):
+            return self._take_matching(_SCALAR, is_open=True)
+        at, depth = max(self._scanned, self._at), self._depth
         while True:
-            found = _TOKEN.search(self._data, at)
-            if found is None or found[0] == b'"':
-                self._scanned = len(self._data) if found is None else found.start()
+            found = _BRACKET.match(self._data, at)
+            if found is None:
+                self._scanned, self._depth = at, depth
                 raise _Incomplete
             at = found.end()
-            token = found[0]
-            if token in (b"{", b"["):
-                self._depth += 1
-            elif token in (b"}", b"]"):
-                self._depth -= 1
-            if self._depth <= 0:
+            depth += 1 if self._data[at - 1] in b"{[" else -1
+            if depth <= 0:
                 break
-        if at - self._at > self._limit:
-            raise StreamBroken(f"a part is longer than {self._limit} bytes")
-        value, self._at = self._data[self._at : at], at
-        self._begin_value(self._expects)
-        return value
+        return self._end_value(at)
 
-    def _take_scalar(self) -> bytes:
-        found = _SCALAR.match(self._data, self._at)
-        if found is None:
+    def _take_matching(self, form: re.Pattern[bytes], *, is_open: bool = False) -> bytes:
+        """A value without brackets; one that is open may go on in the next chunk."""
+        found = form.match(self._data, self._at)
+        if found is None and is_open:
             raise StreamBroken("a value was expected")
-        if found.end() >= len(self._data):
+        if found is None or (is_open and found.end() >= len(self._data)):
             raise _Incomplete
-        self._at = found.end()
-        return found[0]
+        return self._end_value(found.end())
+
+    def _end_value(self, end: int) -> bytes:
+        if end - self._at > self._limit:
+            raise StreamBroken(f"a part is longer than {self._limit} bytes")
+        value, self._at = self._data[self._at : end], end
+        return value
 
     def _peek(self) -> bytes:
         """The next byte that is no blank, which is where we are then."""

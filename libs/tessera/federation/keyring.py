@@ -99,9 +99,7 @@ class Keyring:
 
     async def find_keys(self, needs: Sequence[KeyNeed], *, is_request: bool = False) -> KeysOf:
         """The keys of all servers that are named, as far as they can be had; they may be valid at other times only."""
-        wanted: dict[ServerName, list[KeyNeed]] = {}
-        for need in needs:
-            wanted.setdefault(need.server, []).append(need)
+        wanted = _latest_needs(needs)
         found: dict[ServerName, Mapping[str, ServerKey]] = {}
         if self._own.server_name in wanted:
             found[self._own.server_name] = await self._own.list_keys()
@@ -130,6 +128,17 @@ class Keyring:
                 return BadSignature(f"not signed by {server}")
             needs.append(KeyNeed(server, key_ids, at_ms))
         return needs
+
+
+def _latest_needs(needs: Sequence[KeyNeed]) -> dict[ServerName, list[KeyNeed]]:
+    """The needs of each server; of those for the same keys the latest, as a key that is valid then was so before."""
+    latest: dict[ServerName, dict[tuple[str, ...], KeyNeed]] = {}
+    for need in needs:
+        its = latest.setdefault(need.server, {})
+        other = its.get(need.key_ids)
+        if other is None or other.at_ms < need.at_ms:
+            its[need.key_ids] = need
+    return {server: list(its.values()) for server, its in latest.items()}
 
 
 def _servers_unmet(wanted: Mapping[ServerName, Sequence[KeyNeed]], found: KeysOf) -> list[ServerName]:

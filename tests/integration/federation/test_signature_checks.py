@@ -64,3 +64,12 @@ async def test_processes_end_when_they_have_nothing_to_do(
         while checker._processes is not None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert await checker.check_in_processes(some) == check_here(some)
+
+
+async def test_processes_import_nothing_but_what_checking_takes(checker: SignatureChecker) -> None:
+    await checker.check_in_processes(events(1))
+    pool = checker._processes
+    assert pool is not None
+    imported = await asyncio.wrap_future(pool.submit(eval, "list(__import__('sys').modules)"))
+    assert "matrixcore.signing" in imported
+    assert not {"pytest", "services.cli", "asyncpg", "fastapi"}.intersection(imported)
