@@ -7,6 +7,7 @@ Spec: S-S API §EDUs, §Typing Notifications, §Receipts, §Presence.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +39,7 @@ MAX_WAITING_RECEIPTS = 20_000
 GATHER_SECONDS = 0.2
 COMMAND_SECONDS = 20.0
 RECEIPTS_AT_ONCE = 200  # of one command
-PARALLEL_COMMANDS = 8
+PARALLEL_COMMANDS = 4  # of a partition: one whose writer is away holds up no other's
 MAX_EVENT_ID = 255
 MAX_STATUS = 1_000
 MAX_TS = (1 << 53) - 1
@@ -81,6 +82,8 @@ class PassingEdus:
         self._server_name = server_name
         self._presence_enabled = presence_enabled
         self._receipts: dict[RoomId, dict[tuple[UserId, str], Receipt]] = {}
+        self._busy: set[RoomId] = set()
+        self._places: defaultdict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(PARALLEL_COMMANDS))
         self._waiting = 0
         self._has_receipts = asyncio.Event()
 
@@ -98,26 +101,27 @@ class PassingEdus:
 
     async def run(self) -> None:
         """Bring receipts to the rooms, for ever: those of a room that come together are one command."""
-        while True:
-            await self._has_receipts.wait()
-            await self._clock.sleep(GATHER_SECONDS)
-            self._has_receipts.clear()
-            await self.flush()
-
-    async def flush(self) -> None:
-        """Bring the receipts that wait to their rooms; those that cannot be brought are dropped."""
-        rooms, self._receipts, self._waiting = self._receipts, {}, 0
-        places = asyncio.Semaphore(PARALLEL_COMMANDS)
-
-        async def send(room_id: RoomId, receipts: Sequence[Receipt]) -> None:
-            async with places:
-                await self._submit(room_id, receipts)
-
         async with asyncio.TaskGroup() as tasks:
-            for room_id, receipts in rooms.items():
-                every = list(receipts.values())
-                for start in range(0, len(every), RECEIPTS_AT_ONCE):
-                    tasks.create_task(send(room_id, every[start : start + RECEIPTS_AT_ONCE]))
+            while True:
+                await self._has_receipts.wait()
+                await self._clock.sleep(GATHER_SECONDS)
+                self._has_receipts.clear()
+                for room_id in [room_id for room_id in self._receipts if room_id not in self._busy]:
+                    self._busy.add(room_id)
+                    tasks.create_task(self._bring(room_id))
+
+    async def _bring(self, room_id: RoomId) -> None:
+        """Bring what waits to its room; those that cannot be brought are dropped."""
+        try:
+            async with self._places[self._shards.partition_of(room_id)]:
+                receipts = list(self._receipts.pop(room_id).values())
+                self._waiting -= len(receipts)
+                for start in range(0, len(receipts), RECEIPTS_AT_ONCE):
+                    await self._submit(room_id, receipts[start : start + RECEIPTS_AT_ONCE])
+        finally:
+            self._busy.discard(room_id)
+            if room_id in self._receipts:
+                self._has_receipts.set()
 
     async def _submit(self, room_id: RoomId, receipts: Sequence[Receipt]) -> None:
         command = Command(
@@ -149,8 +153,9 @@ class PassingEdus:
                 await self._fanout.publish_typing(TypingChange(*key, TYPING_MS if is_typing else 0))
         for (room_id, user_id, thread_id), receipt in said.receipts.items():
             if (room_id, user_id) in joined and self._waiting < MAX_WAITING_RECEIPTS:
-                self._waiting += 1
-                self._receipts.setdefault(room_id, {})[user_id, thread_id] = receipt
+                waiting = self._receipts.setdefault(room_id, {})
+                self._waiting += (user_id, thread_id) not in waiting
+                waiting[user_id, thread_id] = receipt
                 self._has_receipts.set()
 
     async def _take_presence(self, said: Mapping[UserId, Mapping[str, Any]]) -> None:

@@ -1,6 +1,8 @@
 """What becomes of EDUs: only users of their server count, messages arrive once, gaps in device lists are noticed."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +10,7 @@ import orjson
 import pytest
 
 from matrixcore.identifiers import EventId, RoomId, ServerName, UserId
+from services.federation_in import edus
 from services.federation_in.device_resync import DeviceResync
 from services.federation_in.edus import PassingEdus
 from services.federation_in.signs_of_life import SignsOfLife
@@ -40,14 +43,28 @@ ROOM, BANNED = RoomId("!room:x"), RoomId("!banned:x")
 
 @dataclass
 class Commands:
-    """Takes the commands of receipts."""
+    """Takes the commands of receipts; those of a room with a gate once it is open."""
 
     submitted: list[Command] = field(default_factory=list)
+    gates: dict[RoomId, asyncio.Event] = field(default_factory=dict)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def submit(self, command: Command, *, timeout_seconds: float) -> Outcome:
         """Accept."""
         self.submitted.append(command)
+        self.news.set()
+        if (gate := self.gates.get(command.room_id)) is not None:
+            await gate.wait()
         return Outcome(command.id, OutcomeStatus.ACCEPTED, command.partition)
+
+    async def until(self, count: int) -> list[tuple[RoomId, list[str]]]:
+        """Once there are so many: the rooms, and the events of their receipts."""
+        async with asyncio.timeout(10):
+            while len(self.submitted) < count:
+                self.news.clear()
+                await self.news.wait()
+        bodies = [(one.room_id, one.body) for one in self.submitted]
+        return [(room, [r.event_id for r in body.receipts]) for room, body in bodies if isinstance(body, SetReceipts)]
 
 
 @dataclass
@@ -92,6 +109,16 @@ class World:
         while await self.stored.work_off():
             pass
 
+    @asynccontextmanager
+    async def bringing(self) -> AsyncIterator[None]:
+        """Receipts go to their rooms inside the block."""
+        task = asyncio.create_task(self.passing.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
     async def update(self, stream_id: int, previous: list[int], **extra: Any) -> None:
         """A device update of Bob."""
         content = {"user_id": BOB, "device_id": "DEV", "stream_id": stream_id, "prev_id": previous, **extra}
@@ -114,6 +141,26 @@ class World:
         return [(row.change.user_id, row.change.device_id) for row in rows]
 
 
+async def _make_room(shards: RoomShards, room_id: RoomId) -> None:
+    """A room of Alice and Bob."""
+    database = shards.of_room(room_id)
+    await database.execute(
+        "INSERT INTO rooms.rooms (room_id, partition, room_version, creator, create_event_id, created_ms,"
+        " forward_extremities, depth, last_position) VALUES ($1, $2, '12', $3, '$c', 1, '{}', 1, 1)",
+        room_id,
+        shards.partition_of(room_id),
+        ALICE,
+    )
+    await database.execute("INSERT INTO rooms.room_servers VALUES ($1, $2, 1), ($1, $3, 1)", room_id, OWN, THERE)
+    for user_id in (ALICE, BOB):
+        await database.execute(
+            "INSERT INTO rooms.current_state (room_id, type, state_key, event_id, anchor, membership)"
+            " VALUES ($1, 'm.room.member', $2, '$m', 1, 'join')",
+            room_id,
+            user_id,
+        )
+
+
 @pytest.fixture
 async def world(accounts: Database, shards: RoomShards) -> World:
     """Everything, with nothing running."""
@@ -123,22 +170,7 @@ async def world(accounts: Database, shards: RoomShards) -> World:
     await fanout.subscribe(Subscriber(on_typing=typing.append, on_presence=presences.append))
     acl = orjson.dumps({"content": {"allow": ["*"], "deny": [THERE]}})
     for room_id in (ROOM, BANNED):
-        database = shards.of_room(room_id)
-        await database.execute(
-            "INSERT INTO rooms.rooms (room_id, partition, room_version, creator, create_event_id, created_ms,"
-            " forward_extremities, depth, last_position) VALUES ($1, $2, '12', $3, '$c', 1, '{}', 1, 1)",
-            room_id,
-            shards.partition_of(room_id),
-            ALICE,
-        )
-        await database.execute("INSERT INTO rooms.room_servers VALUES ($1, $2, 1), ($1, $3, 1)", room_id, OWN, THERE)
-        for user_id in (ALICE, BOB):
-            await database.execute(
-                "INSERT INTO rooms.current_state (room_id, type, state_key, event_id, anchor, membership)"
-                " VALUES ($1, 'm.room.member', $2, '$m', 1, 'join')",
-                room_id,
-                user_id,
-            )
+        await _make_room(shards, room_id)
     await shards.of_room(BANNED).execute(
         "INSERT INTO rooms.current_state (room_id, type, state_key, event_id, anchor)"
         " VALUES ($1, 'm.room.server_acl', '', '$acl', 1)",
@@ -186,11 +218,34 @@ async def test_receipts_become_one_command_for_a_room(world: World) -> None:
     threaded = {"data": {"ts": "late", "thread_id": "main"}, "event_ids": ["$f"]}
     await world.receive("m.receipt", {ROOM: {"m.read": {BOB: threaded}, "m.read.private": {BOB: receipt}}})
     await world.receive("m.receipt", {ROOM: {"m.read": {BOB: {"data": 3, "event_ids": []}}}, "!x": [], BANNED: {}})
-    await world.passing.flush()
+    async with world.bringing():
+        await world.commands.until(1)
     (command,) = world.commands.submitted
     assert isinstance(command.body, SetReceipts)
     found = [(one.user_id, one.thread_id, one.event_id, one.ts) for one in command.body.receipts]
     assert found == [(BOB, "", "$e", 7), (BOB, "main", "$f", 0)]
+
+
+async def test_a_room_whose_writer_is_away_holds_up_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edus, "GATHER_SECONDS", 0.0)
+    rooms, partition_of = (RoomId(f"!{number}:x") for number in range(99)), world.shards.partition_of
+    other = next(room_id for room_id in rooms if partition_of(room_id) != partition_of(ROOM))
+    await _make_room(world.shards, other)
+    gate = world.commands.gates[ROOM] = asyncio.Event()
+
+    async def read(room_id: RoomId, event_id: str) -> None:
+        receipt = {"data": {"ts": 7}, "event_ids": [event_id]}
+        await world.receive("m.receipt", {room_id: {"m.read": {BOB: receipt}}})
+
+    async with world.bringing():
+        await read(ROOM, "$1")
+        assert await world.commands.until(1) == [(ROOM, ["$1"])]
+        await read(ROOM, "$2")
+        await read(ROOM, "$3")
+        await read(other, "$4")
+        assert (await world.commands.until(2))[1:] == [(other, ["$4"])]
+        gate.set()
+        assert (await world.commands.until(3))[2:] == [(ROOM, ["$3"])]
 
 
 async def test_presence_counts_for_who_shares_a_room(world: World) -> None:
