@@ -43,7 +43,8 @@ CHASE_LIMIT = 100  # events of such an answer; servers give fewer
 MAX_OUTLIER_ROUNDS = 10
 MAX_OUTLIERS = 1_000
 MAX_LYING = 5_000  # rows of a room's inbox, above which nothing is fetched
-LEASE_SECONDS = 150.0
+LEASE_SECONDS = 20.0  # after which somebody else fetches for a dead process's rooms
+RENEW_SECONDS = 5.0
 FETCH_SECONDS = 120.0
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 5.0, 3_600.0
 SWEEP_SECONDS = 10.0
@@ -95,6 +96,7 @@ class AncestorFetcher:
         self._owner = owner
         self._woken: dict[RoomId, None] = {}
         self._busy: set[RoomId] = set()
+        self._claimed: set[RoomId] = set()
         self._news = asyncio.Event()
 
     def wake(self, room_id: RoomId) -> None:
@@ -127,6 +129,25 @@ class AncestorFetcher:
                 except (DatabaseUnavailable, OSError, TimeoutError) as error:
                     log.warning("missing events not swept", shard=name, error=str(error) or type(error).__name__)
 
+    async def renew(self) -> None:
+        """Run for ever: keep the rooms that are being fetched for."""
+        while True:
+            await self._clock.sleep(RENEW_SECONDS)
+            await self.renew_once()
+
+    async def renew_once(self) -> None:
+        """Say of each room that is being fetched for that it still is."""
+        rooms: dict[Database, list[RoomId]] = {}
+        for room_id in self._claimed:
+            rooms.setdefault(self._shards.of_room(room_id), []).append(room_id)
+        for database, mine in rooms.items():
+            try:
+                async with database.reading() as tx:
+                    await fetches.renew(tx, mine, self._owner, LEASE_SECONDS)
+            except (DatabaseUnavailable, OSError, TimeoutError) as error:
+                # Somebody else may fetch the same then: the work is done twice, and staged once.
+                log.warning("rooms not kept", rooms=len(mine), error=str(error) or type(error).__name__)
+
     async def _look_after(self, room_id: RoomId, naming: InboxNaming) -> None:
         try:
             if await self.fetch_room(room_id):
@@ -150,10 +171,12 @@ class AncestorFetcher:
         if failures is None:
             return False
         found: _Found | None = None
+        self._claimed.add(room_id)
         try:
             async with asyncio.timeout(FETCH_SECONDS):
                 found = await self._fetch(room_id, database)
         finally:
+            self._claimed.discard(room_id)
             async with database.reading() as tx:
                 if found is not None and found is not _Found.NOTHING:
                     await fetches.forget(tx, room_id, self._owner)

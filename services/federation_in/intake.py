@@ -56,7 +56,15 @@ async def open_intake(deps: FederationInDeps) -> AsyncIterator[Intake]:
     try:
         merging: Background = partial(extremity_merging.run, deps)
         asking: tuple[Background, ...] = (checks.sweep, lambda: checks.run(naming))
-        background = (naming.sweep, fetcher.sweep, lambda: fetcher.run(naming), *asking, merging, *edus.background)
+        background = (
+            naming.sweep,
+            fetcher.sweep,
+            fetcher.renew,
+            lambda: fetcher.run(naming),
+            *asking,
+            merging,
+            *edus.background,
+        )
         yield Intake(transactions, naming, fetcher, checks, background)
     finally:
         await naming.stop()

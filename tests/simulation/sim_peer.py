@@ -73,7 +73,7 @@ class Peer:
 
         await naming.start()
         try:
-            background = (naming.sweep, fetcher.sweep, lambda: fetcher.run(naming))
+            background = (naming.sweep, fetcher.sweep, fetcher.renew, lambda: fetcher.run(naming))
             yield Service(state={"take": take}, background=background)
         finally:
             await naming.stop()

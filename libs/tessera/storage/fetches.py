@@ -18,9 +18,13 @@ WHERE f.leased_until < clock_timestamp() AND f.not_before < clock_timestamp()
 RETURNING failures
 """
 _RELEASE = """
-UPDATE rooms.fetches SET leased_until = '-infinity', failures = $3,
+UPDATE rooms.fetches SET owner = '', leased_until = '-infinity', failures = $3,
     not_before = clock_timestamp() + make_interval(secs => $4)
 WHERE room_id = $1 AND owner = $2
+"""
+_RENEW = """
+UPDATE rooms.fetches SET leased_until = clock_timestamp() + make_interval(secs => $3)
+WHERE room_id = ANY($1::text[]) AND owner = $2
 """
 _FORGET = "DELETE FROM rooms.fetches WHERE room_id = $1 AND owner = $2"
 _LIST_OPEN = """
@@ -86,6 +90,11 @@ async def claim(tx: Transaction, room_id: RoomId, owner: str, lease_seconds: flo
     """Take on a room: how often fetching for it has failed; None if it is somebody's, or not to be tried yet."""
     failures: int | None = await tx.fetchval(_CLAIM, room_id, owner, lease_seconds)
     return failures
+
+
+async def renew(tx: Transaction, room_ids: Collection[RoomId], owner: str, lease_seconds: float) -> None:
+    """Keep rooms that are still this owner's."""
+    await tx.execute(_RENEW, list(room_ids), owner, lease_seconds)
 
 
 async def release(tx: Transaction, room_id: RoomId, owner: str, failures: int, wait_seconds: float) -> None:

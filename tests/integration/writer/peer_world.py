@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from inspect import isawaitable
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -48,17 +49,18 @@ class FakePeers:
     asked: list[tuple[str, str, Mapping[str, Any]]] = field(default_factory=list)
 
     async def get(self, server: str, path: str, query: Mapping[str, Any] | None = None, **_more: Any) -> Any:
-        return self._answer(server, path, query or {})
+        return await self._answer(server, path, query or {})
 
     async def post(self, server: str, path: str, body: Mapping[str, Any], *_more: Any, **_most: Any) -> Any:
-        return self._answer(server, path, body)
+        return await self._answer(server, path, body)
 
-    def _answer(self, server: str, path: str, said: Mapping[str, Any]) -> Any:
+    async def _answer(self, server: str, path: str, said: Mapping[str, Any]) -> Any:
         self.asked.append((server, path, said))
         for (name, start), answer in self.answers.items():
             whole = start if start.startswith("/") else f"/_matrix/federation/v1/{start}"
             if name == server and path.startswith(whole):
-                return answer({**dict(said), "path": path})
+                answered = answer({**dict(said), "path": path})
+                return await answered if isawaitable(answered) else answered
         if any(name == server for name, _ in self.answers):
             raise PeerRefused(404, "M_NOT_FOUND", "nothing")
         raise PeerUnreachable(server)

@@ -15,6 +15,7 @@ from matrixcore.events import parse_event
 from matrixcore.identifiers import ServerName, UserId
 from matrixcore.signing import SigningKey, encode_base64
 from tessera.commands import Append, NewEvent
+from tessera.storage import fetches
 from tessera.storage.database import Database
 
 OTHER = ServerName("other.org")
@@ -134,6 +135,37 @@ async def test_a_state_without_the_rooms_creation_is_not_believed(peer: PeerWorl
     count = len(peer.peers.asked)
     assert not await peer.intake.fetcher.fetch_room(room.room_id)
     assert len(peer.peers.asked) == count
+
+
+async def test_a_room_is_kept_while_it_is_fetched_for_and_let_go_by_the_dead(peer: PeerWorld, room: RemoteRoom) -> None:
+    resident = Resident(peer, room)
+    database, fetcher = peer.world.shards.of_room(room.room_id), peer.intake.fetcher
+    lasts = "SELECT leased_until > now() + interval '1 second' FROM rooms.fetches WHERE room_id = $1"
+    leases: list[bool] = []
+
+    async def slow(body: Mapping[str, Any]) -> dict[str, Any]:
+        await database.execute("UPDATE rooms.fetches SET leased_until = now() WHERE room_id = $1", room.room_id)
+        await fetcher.renew_once()
+        leases.append(await database.fetchval(lasts, room.room_id))
+        return resident.missing(body)
+
+    peer.peers.answers[THERE, "get_missing_events/"] = slow
+    missed, event = room.message("missed"), room.message("seen")
+    async with database.transaction() as tx:
+        assert await fetches.claim(tx, room.room_id, "a process that was killed", 60) == 0
+    await peer.send(event)
+
+    async def is_parked() -> bool:
+        return await room.inbox_states() == ["parked"]
+
+    await peer.until(is_parked)
+    await fetcher.renew_once()
+    assert not await fetcher.fetch_room(room.room_id)
+    assert not leases
+    await database.execute("UPDATE rooms.fetches SET leased_until = now() WHERE room_id = $1", room.room_id)
+    fetcher.wake(room.room_id)
+    await peer.settled(room, missed, event)
+    assert leases == [True]
 
 
 async def test_history_that_is_wrongly_signed_is_no_history(peer: PeerWorld, room: RemoteRoom) -> None:
