@@ -55,7 +55,7 @@ class Topic:
         self.loop = loop
         self.faults = faults
         self.partitions: dict[int, _Partition] = {}
-        self._readers: set[asyncio.Event] = set()
+        self._readers: dict[asyncio.Event, None] = {}  # in the same order in every run
 
     def of(self, partition: int) -> _Partition:
         return self.partitions.setdefault(partition, _Partition())
@@ -103,7 +103,7 @@ class Topic:
 
     async def consume(self, places: dict[int, int], limit: int, wakeup: asyncio.Event) -> list[tuple[int, int, bytes]]:
         """(partition, offset, data) from each partition's place on; moves the places. Waits for the first."""
-        self._readers.add(wakeup)
+        self._readers[wakeup] = None
         try:
             while True:
                 wakeup.clear()
@@ -115,7 +115,7 @@ class Topic:
                 if self.faults.happens(0.02):
                     raise BusUnavailable("fetch failed")
         finally:
-            self._readers.discard(wakeup)
+            self._readers.pop(wakeup, None)
 
     def read(self, places: dict[int, int], limit: int) -> list[tuple[int, int, bytes]]:
         """What is there from each partition's place on; moves the places."""

@@ -40,14 +40,14 @@ class FaultySubscription:
         self.users.difference_update(user_ids)
 
     async def close(self) -> None:
-        self.server.subscriptions.discard(self)
+        self.server.subscriptions.pop(self, None)
 
 
 class FanoutServer:
     """The server that all processes publish to."""
 
     def __init__(self, loop: VirtualLoop, faults: Faults) -> None:
-        self.subscriptions: set[FaultySubscription] = set()
+        self.subscriptions: dict[FaultySubscription, None] = {}  # in the same order in every run
         self.is_known_down = False
         self._loop = loop
         self._faults = faults
@@ -140,7 +140,7 @@ class FaultyFanout:
 
     async def subscribe(self, subscriber: Subscriber) -> FaultySubscription:
         subscription = FaultySubscription(self._server, self._process, subscriber)
-        self._server.subscriptions.add(subscription)
+        self._server.subscriptions[subscription] = None
         return subscription
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import orjson
+from database_clock import EPOCH_MS
 from faulty_bus import Faults, FaultyCommandBus, FaultyRecordBus, Topic
 from faulty_fanout import FanoutServer, FaultyFanout
 from sim_peer import Peer
@@ -38,7 +39,6 @@ from tessera.token_authenticator import TokenAuthenticator
 
 SERVER = "sim.example"
 PARTITIONS = 4
-EPOCH_MS = 1_700_000_000_000
 KINDS = ("writer", "gateway", "sync", "projector", "receiver")
 ASK_SECONDS = 90.0
 MAX_CONNECTIONS = 4  # of a process; PostgreSQL parses its statements on each of them
@@ -48,10 +48,6 @@ OPENERS: Mapping[str, ServiceOpener] = {
     "sync": open_sync,
     "projector": open_projector,
 }
-_EXPIRE = """
-WITH writers AS (UPDATE rooms.writers SET expires_at = '-infinity' WHERE name = $1)
-UPDATE accounts.consumer_owners SET expires_at = '-infinity' WHERE owner LIKE $1 || '%'
-"""
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
@@ -188,22 +184,12 @@ class SimCluster:
         task.add_done_callback(self._running.discard)
 
     async def _restart_later(self, process: SimProcess) -> None:
-        self._outside(self._expire_leases(process.name))
         await asyncio.sleep(self.random.uniform(0.1, 6))
         await self.restart(process.name)
 
     async def _resume_later(self, process: SimProcess) -> None:
-        self._outside(self._expire_leases(process.name))
         await asyncio.sleep(self.random.uniform(0.5, 20))
         process.resume()
-
-    async def _expire_leases(self, name: str) -> None:
-        """PostgreSQL's clock is real: what four virtual seconds would have done is done by hand.
-
-        Whoever is back by then renews its lease or makes another, as after a pause that was just too long.
-        """
-        await asyncio.sleep(4)
-        await self._database.execute(_EXPIRE, name)
 
     async def _main(self, kind: str, process: SimProcess, ready: "asyncio.Future[Any]") -> None:
         try:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, copy_context
 from typing import Any
 
-from virtual_loop import HERE, VirtualLoop
+from virtual_loop import HERE, NumberedTask, VirtualLoop
 
 Step = Callable[["SimProcess"], None]
 
@@ -112,7 +112,7 @@ class SimProcess:
 
     def adopt(self, coroutine: Coroutine[Any, Any, Any], context: Context | None) -> "asyncio.Task[Any]":
         """A task of this process."""
-        task: asyncio.Task[Any] = asyncio.Task(_gated(coroutine, self), loop=self.loop, context=context)
+        task = NumberedTask(_gated(coroutine, self), loop=self.loop, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -179,5 +179,5 @@ def task_factory(
     """Tasks belong to the process in whose context they are made."""
     process: SimProcess | None = (copy_context() if context is None else context).get(HERE)
     if process is None or process.buried:
-        return asyncio.Task(coroutine, loop=loop, context=context)
+        return NumberedTask(coroutine, loop=loop, context=context)
     return process.adopt(coroutine, context)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 
+from database_clock import keep_time, set_up_clock
 from laws import (
     WRITER_TRACING,
     check_client,
@@ -18,13 +19,17 @@ from laws import (
     list_unsettled,
     require,
 )
+from lock_watch import LockWatch
+from numbering import begin_numbers, number_objects
 from sim_clients import Ledger, Listener, Talker
 from sim_cluster import KINDS, PARTITIONS, SERVER, SimCluster, Strike
 from sim_process import task_factory
 from virtual_loop import VirtualLoop
 
 from matrixcore.identifiers import RoomId, UserId
-from services.federation_in.naming import LYING_SECONDS
+from services.sync.polls import Poll
+from services.sync.room_tails import RoomTail
+from services.sync.user_states import UserState
 from tessera.storage import users
 from tessera.storage.database import Database
 from tessera.storage.partitions import add_partitions
@@ -39,9 +44,10 @@ CHATS = 4
 # In the room of both servers nobody's right depends on what came first.
 OPEN_LEVELS = {"events": {"m.room.topic": 0, "m.room.name": 0}}
 LATE_SECONDS = 15.5  # after the last fault every message that is still under way has come
-SETTLE_SECONDS = 45.0
+SETTLE_SECONDS = 120.0
 LOOK_SECONDS = 1.0
 MAX_SECONDS = 3_600.0
+number_objects(Poll, RoomTail, UserState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,7 @@ def run_seed(seed: int, dsn: str) -> Report:
         except BaseExceptionGroup as group:  # of the clients' tasks
             raise _first_of(group) from group
         finally:
+            begin_numbers()
             gc.enable()
             gc.collect()
 
@@ -97,13 +104,15 @@ def _unmourned() -> Iterator[None]:
 
 
 def _run_in_virtual_time(seed: int, dsn: str) -> Report:
-    loop = VirtualLoop(Random(seed))
+    watch = LockWatch(dsn)
+    loop = VirtualLoop(Random(seed), watch)
     loop.set_task_factory(task_factory)
     asyncio.set_event_loop(loop)
     try:
         return loop.run_until_complete(asyncio.wait_for(_run(seed, dsn, loop), MAX_SECONDS))
     finally:
         _close(loop)
+        watch.close()
 
 
 def _close(loop: VirtualLoop) -> None:
@@ -120,10 +129,12 @@ async def _run(seed: int, dsn: str, loop: VirtualLoop) -> Report:
     random = Random(seed)
     database = await Database.connect(dsn, max_size=2)
     await _prepare(database)
+    time = asyncio.create_task(keep_time(database, loop))
     cluster = SimCluster(loop, dsn, database, random, _choose_strikes(random))
     try:
         return await _run_cluster(seed, cluster, database, random)
     finally:
+        time.cancel()
         cluster.kill_all()
         await database.close()
 
@@ -145,7 +156,6 @@ async def _run_cluster(seed: int, cluster: SimCluster, database: Database, rando
     async with asyncio.TaskGroup() as listening:
         running = [listening.create_task(listener.run()) for listener in listeners]
         outages = asyncio.create_task(_outages(cluster, random))
-        time = asyncio.create_task(_let_time_pass(database))
         await asyncio.gather(
             *(talker.run(ACTIONS) for talker in talkers),
             talkers[0].chat(shared, CHATS),
@@ -154,7 +164,6 @@ async def _run_cluster(seed: int, cluster: SimCluster, database: Database, rando
         outages.cancel()
         cluster.calm()
         await _settle(database)
-        time.cancel()
         for task in running:
             task.cancel()
     require(not cluster.failures, 8, cluster.failures)
@@ -183,14 +192,6 @@ async def _run_cluster(seed: int, cluster: SimCluster, database: Database, rando
     )
 
 
-async def _let_time_pass(database: Database) -> None:
-    """PostgreSQL's clock is real: what time would have done to the rows of receivers is done by hand."""
-    while True:
-        await asyncio.sleep(LYING_SECONDS)
-        await database.execute("UPDATE rooms.inbox SET named_at = now() - interval '1 minute' WHERE state = 'new'")
-        await database.execute("UPDATE rooms.fetches SET leased_until = '-infinity', not_before = '-infinity'")
-
-
 async def _settle(database: Database) -> None:
     """Wait for what law 5 promises; whether it has come is for the law to say."""
     await asyncio.sleep(LATE_SECONDS)
@@ -201,6 +202,7 @@ async def _settle(database: Database) -> None:
 
 
 async def _prepare(database: Database) -> None:
+    await set_up_clock(database)
     await database.execute(TRACING)
     await database.execute(WRITER_TRACING)
     async with database.transaction() as tx:

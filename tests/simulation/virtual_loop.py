@@ -1,9 +1,8 @@
 """An event loop whose time is a number: it jumps to the next timer as soon as nothing real is under way.
 
-What is real is PostgreSQL alone. Its answers are held back and handed over at moments that the seed chooses, so
-that their order does not depend on how fast the machine is. While an answer is outstanding the time stands still,
-unless PostgreSQL itself waits (for a lock): after `PATIENCE_SECONDS` of real time the statement counts as blocked and
-time goes on without it.
+What is real is PostgreSQL alone. It is asked one statement after the other, and its answers are held back and handed
+over at moments that the seed chooses, so that nothing depends on how fast the machine is. While an answer is
+outstanding the time stands still, unless PostgreSQL itself waits for a lock: then time goes on without that answer.
 """
 
 import asyncio
@@ -11,13 +10,17 @@ import selectors
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from random import Random
 from typing import Any, Protocol
 
-PATIENCE_SECONDS = 0.2
+from lock_watch import LockWatch
+from numbering import next_number
+
+PATIENCE_SECONDS = (0.004, 0.2)  # of real time, before and between looks at who waits for a lock
+MAX_ANSWER_SECONDS = 30.0  # of real time
 LOCKED_SPEED = 20  # virtual seconds in a real one while PostgreSQL waits for a lock: its own time-outs are real
 _CANCEL_CODE = 80877102
 # A request that ends with Sync is answered up to ReadyForQuery, one that ends with Flush (here a Describe) up to a row
@@ -41,6 +44,8 @@ class Place(Protocol):
 # would do so for ever.
 TICK_SECONDS = 1e-9
 
+Ready = list[tuple[selectors.SelectorKey, int]]
+Select = Callable[[float | None], Ready]
 HERE: ContextVar[Any] = ContextVar("simulated process", default=None)
 
 
@@ -60,27 +65,17 @@ class _JumpingSelector(selectors.BaseSelector):
     def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         return self._real.modify(fileobj, events, data)
 
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self._loop.jump(TICK_SECONDS)
-        if timeout == 0 and not self._loop.is_asking:
+    def select(self, timeout: float | None = None) -> Ready:
+        if timeout == 0:  # what has come meanwhile is looked at when there is nothing else to do, whenever it came
+            self._loop.jump(TICK_SECONDS)
             return []
-        ready = self._real.select(0)
-        if ready or timeout == 0:
+        if ready := self._loop.wait_for_answers(self._real.select):
             return ready
-        # Real time, and nothing else may use it: only how long PostgreSQL is waited for.
-        until = time.monotonic() + PATIENCE_SECONDS
-        while self._loop.expected:
-            left = until - time.monotonic()
-            if left <= 0:
-                self._loop.give_up_waiting()
-                break
-            if ready := self._real.select(left):
-                return ready
         if timeout is None:
-            return self._real.select(PATIENCE_SECONDS)
+            return self._real.select(PATIENCE_SECONDS[1])
         if self._loop.blocked and (ready := self._real.select(timeout / LOCKED_SPEED)):
             return ready
-        self._loop.jump(timeout)
+        self._loop.jump(timeout + TICK_SECONDS)
         return []
 
     def close(self) -> None:
@@ -93,13 +88,17 @@ class _JumpingSelector(selectors.BaseSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """Virtual time, and PostgreSQL's answers in an order of the seed's choosing."""
 
-    def __init__(self, random: Random) -> None:
+    def __init__(self, random: Random, watch: LockWatch) -> None:
         self._now = 0.0
+        self._watch = watch
         self._random = random
         self.wires: set[_Wire] = set()
         self.expected: set[_Wire] = set()  # those on which PostgreSQL owes an answer that is likely to come at once
         self.blocked: set[_Wire] = set()  # those whose statement waits for a lock
         self._stopped: set[_Wire] = set()  # those whose answers wait until their process goes on
+        self._dying: set[int] = set()  # backends whose clients were killed, which they are about to learn
+        self._is_stirred = False  # whether a lock may have been let go since they were last looked at
+        self.in_line: deque[_Wire] = deque()  # those that ask when nobody is owed an answer
         super().__init__(_JumpingSelector(self))
 
     def time(self) -> float:
@@ -109,15 +108,43 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Nothing is to be done for so long."""
         self._now += seconds
 
-    @property
-    def is_asking(self) -> bool:
-        """Whether PostgreSQL owes anything."""
-        return bool(self.expected or self.blocked)
+    def wait_for_answers(self, select: Select) -> Ready:
+        """What has come when PostgreSQL has done all that it can do now."""
+        # Real time, and nothing else may use it: only how long PostgreSQL is waited for.
+        until = time.monotonic() + MAX_ANSWER_SECONDS
+        patience, most = PATIENCE_SECONDS
+        while True:
+            while self.expected or self._dying:
+                answered = {key.fd for key, _ in select(patience)}
+                if not self._dying and answered >= {wire.fd for wire in self.expected}:
+                    break
+                if time.monotonic() > until:
+                    raise TimeoutError("PostgreSQL neither answers nor waits for a lock")
+                patience = min(2 * patience, most)
+                self._look_for_locks()
+            if not (self._is_stirred and self.blocked):
+                break
+            # What was done meanwhile may have let go what others wait for.
+            self._is_stirred = False
+            self._look_for_locks()
+        self._is_stirred = False
+        return sorted(select(0), key=lambda one: one[0].fd)
 
-    def give_up_waiting(self) -> None:
-        """What has not answered by now waits for a lock."""
-        for wire in tuple(self.expected):
-            wire.block()
+    def _look_for_locks(self) -> None:
+        """Tell those that wait for a lock from those that are about to answer."""
+        backends = self._watch.look()
+        self._dying &= backends.alive - backends.waiting
+        for wire in tuple(self.expected | self.blocked):
+            wire.set_blocked(wire.pid in backends.waiting)
+
+    def stir(self) -> None:
+        """PostgreSQL has something to do, and may let go a lock by it."""
+        self._is_stirred = True
+
+    def serve_next(self) -> None:
+        """Let the next one ask: side by side, statements would end in an order of PostgreSQL's choosing."""
+        while self.in_line and not self.expected:
+            self.in_line.popleft().ask()
 
     def stop_wire(self, wire: "_Wire") -> None:
         """A wire's process stands still: its answers come when it goes on."""
@@ -125,13 +152,16 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def go_on(self, place: Place) -> None:
         """A process that stood still goes on."""
-        for wire in [wire for wire in self._stopped if wire.place is place]:
+        for wire in sorted((wire for wire in self._stopped if wire.place is place), key=lambda wire: wire.fd):
             self._stopped.discard(wire)
             self.call_later(self.latency(), wire.deliver)
 
     def latency(self) -> float:
         """How long an answer takes, in virtual seconds."""
         return self._random.choice((0.0002, 0.0005, 0.001, 0.002, 0.02))
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return _NumberedFuture(loop=self)
 
     def _asyncgen_finalizer_hook(self, agen: Any) -> None:
         """What a killed process left is not finished by others."""
@@ -161,8 +191,34 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def cut(self, place: Place) -> None:
         """End the connections of a process as the kernel does when it dies."""
-        for wire in [wire for wire in self.wires if wire.place is place]:
+        for wire in sorted((wire for wire in self.wires if wire.place is place), key=lambda wire: wire.fd):
+            self._dying.add(wire.pid)
             wire.cut()
+        self.stir()
+
+
+class _NumberedFuture(asyncio.Future[Any]):
+    """Sets of these have the same order in every run: their addresses would not."""
+
+    def __init__(self, *, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._number = next_number()
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class NumberedTask(asyncio.Task[Any]):
+    """As futures."""
+
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, Any], *, loop: asyncio.AbstractEventLoop, context: Context | None
+    ) -> None:
+        self._number = next_number()  # before asyncio puts it into a set
+        super().__init__(coroutine, loop=loop, context=context)
+
+    def __hash__(self) -> int:
+        return self._number
 
 
 class _Wire(asyncio.Protocol):
@@ -180,18 +236,27 @@ class _Wire(asyncio.Protocol):
         self._delivery_due = False
         self._lost: Exception | None = None
         self._is_lost = False
+        self._unsent: list[bytes] = []
+        self.pid = 0  # of the backend
 
-    def block(self) -> None:
-        """Its statement waits for a lock."""
-        self._is_blocked = True
+    @property
+    def fd(self) -> int:
+        """The number of its socket."""
+        number: int = self.transport.real.get_extra_info("socket").fileno()
+        return number
+
+    def set_blocked(self, is_blocked: bool) -> None:
+        """Whether its statement waits for a lock."""
+        self._is_blocked = is_blocked
         self._note()
 
     def _note(self) -> None:
         """Keep the loop's lists of who is waited for."""
         owes = bool(self._awaited) and not self._is_lost
-        is_expected = owes and not self._is_blocked and not self._delivery_due
+        is_expected = owes and not (self._is_blocked or self._delivery_due or self._unsent)
         (self.loop.expected.add if is_expected else self.loop.expected.discard)(self)
         (self.loop.blocked.add if owes and self._is_blocked else self.loop.blocked.discard)(self)
+        self.loop.serve_next()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.loop.wires.add(self)
@@ -217,7 +282,26 @@ class _Wire(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.inner.resume_writing()
 
-    def note_sent(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
+        """What asyncpg asks, as soon as it is this one's turn."""
+        self._unsent.append(data)
+        if self.loop.expected - {self}:
+            if len(self._unsent) == 1:
+                self.loop.in_line.append(self)
+                self._note()
+        elif len(self._unsent) == 1:
+            self.ask()
+
+    def ask(self) -> None:
+        """It is this one's turn."""
+        data = b"".join(self._unsent)
+        self._unsent.clear()
+        self.loop.stir()
+        if data and not self.transport.real.is_closing():
+            self._note_sent(data)
+            self.transport.real.write(data)
+
+    def _note_sent(self, data: bytes) -> None:
         """Count the requests that end with an answer of their own."""
         self._sent += data
         self._is_blocked = False
@@ -266,6 +350,8 @@ class _Wire(asyncio.Protocol):
                 ended = True
             elif kind == ord("R"):
                 ended = True
+            elif kind == ord("K"):
+                (self.pid,) = struct.unpack_from("!i", self._received, 5)
             del self._received[: length + 1]
         return ended
 
@@ -293,6 +379,7 @@ class _Wire(asyncio.Protocol):
         self.loop.wires.discard(self)
         self._held.clear()
         self._awaited.clear()
+        self._unsent.clear()
         self._note()
         self.transport.real.abort()
 
@@ -306,8 +393,7 @@ class _CountingTransport(asyncio.Transport):
         self._wire = wire
 
     def write(self, data: Any) -> None:
-        self._wire.note_sent(bytes(data))
-        self.real.write(data)
+        self._wire.send(bytes(data))
 
     def writelines(self, list_of_data: Sequence[Any]) -> None:  # type: ignore[override]
         self.write(b"".join(bytes(data) for data in list_of_data))
