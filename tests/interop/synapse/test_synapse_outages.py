@@ -53,7 +53,8 @@ async def test_a_server_that_was_away_is_caught_up(meeting: Meeting, who: str) -
         await here.put(f"/profile/{here.user_id}/displayname", {"displayname": "Changed"})
         messages = {gone.user_id: {gone.device_id: {"n": 1}}}
         await here.put(f"/sendToDevice/m.secret/{secrets.token_hex(8)}", {"messages": messages})
-        # A limited timeline of Synapse's is in the order of the room's graph, and lacks what comes late from below.
+        # Not before the new name: Synapse takes it for a join, soon after the real one, and begins the timeline anew,
+        # in the order of the room's graph and without what comes late from below.
         heard_here = await Watch.begin(here)
     async with again(server, gone) as back:
         watch = Watch(back, watch.since)
