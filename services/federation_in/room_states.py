@@ -6,6 +6,7 @@ Spec: S-S API §Joining Rooms, PUT /_matrix/federation/v2/send_join (`omit_membe
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from tessera.storage.resident_rooms import list_hero_events, load_pdus, load_sta
 SLICE = 300  # events
 MAX_AUTH_CHAIN = 200_000
 _MEMBER = "m.room.member"
+# In canonical order the auth events come first, unless the event has a key that nobody knows.
+_AUTH_EVENTS = re.compile(rb'\{"auth_events":\[(?:"[^"\\]*",?)*\]')
 _NAMING: tuple[StateKey, ...] = (("m.room.name", ""), ("m.room.canonical_alias", ""))
 
 
@@ -34,6 +37,10 @@ class RoomState:
     room_id: RoomId
     events: dict[StateKey, EventId]
     heroes: frozenset[EventId]
+
+    def members_last(self) -> list[EventId]:
+        """All of it, what members cite first: who joins can judge them as they come."""
+        return [self.events[key] for key in sorted(self.events, key=lambda key: key[0] == _MEMBER)]
 
     def without_members(self) -> list[EventId]:
         """What is left of it when members are omitted."""
@@ -67,7 +74,7 @@ async def write_state(
         servers: in the room, for `omit_members`.
         as_pair: the form of version 1.
     """
-    wanted = state.without_members() if omit_members else list(state.events.values())
+    wanted = state.without_members() if omit_members else state.members_last()
     head = {"origin": server_name, "members_omitted": omit_members, "event": orjson.Fragment(event.pdu)}
     if omit_members:
         head["servers_in_room"] = list(servers)
@@ -110,7 +117,13 @@ async def _read(
 
 def _auth_events_of(pdus: Iterable[bytes]) -> list[EventId]:
     cited: dict[EventId, None] = {}
-    for pdu in pdus:
-        for one in parse_exact_json(pdu)["auth_events"]:
+    for text in dict.fromkeys(map(_cited_text, pdus)):
+        for one in parse_exact_json(text)["auth_events"]:
             cited[EventId(one[0] if isinstance(one, list) else one)] = None
     return list(cited)
+
+
+def _cited_text(pdu: bytes) -> bytes:
+    """The auth events as they stand in a PDU, which many members have in common; the PDU if another key is first."""
+    found = _AUTH_EVENTS.match(pdu)
+    return pdu if found is None else found[0] + b"}"

@@ -1,15 +1,16 @@
 """The answer to send_join, taken in piece by piece: checked, staged in the room's shard, judged.
 
-Nothing is held in memory but a batch of events and, at the end, who cites whom. Signatures are checked in other
+Nothing is held in memory but some batches of events and, at the end, who cites whom. Signatures are checked in other
 processes. What is not signed as it should be is left out; what its own auth events do not allow is kept as rejected
-and is no state.
+and is no state. Events that come after those that they cite are judged as they come, the others at the end.
 
 Spec: S-S API §Joining Rooms, §Checks performed on receipt of a PDU (1 to 4).
 """
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import structlog
 
@@ -20,7 +21,7 @@ from matrixcore.events import Event, InvalidEvent, load_event, parse_event, reda
 from matrixcore.identifiers import EventId, RoomId, StateKey
 from matrixcore.room_versions import ROOM_VERSIONS, RoomVersionRules
 from matrixcore.verdicts import ACCEPTED, Accepted, Rejected
-from tessera.federation.errors import PeerAnsweredBadly
+from tessera.federation.errors import KeyNotFound, PeerAnsweredBadly
 from tessera.federation.json_stream import ObjectSplitter, Piece, StreamBroken
 from tessera.federation.keyring import Keyring
 from tessera.storage import joins
@@ -33,9 +34,12 @@ MAX_EVENTS = 400_000  # of one answer
 MAX_PIECE_BYTES = 1 << 20  # a PDU has 64 KiB, but peers may write it with blanks and escapes
 BATCH = 500  # events that are checked and stored together
 BATCHES = 3  # of these, side by side
+MAX_UNPROVEN = 5_000  # events whose servers are asked for their keys while others are taken in
 JUDGED_AT_ONCE = 300
 MAX_CITED = 3_000  # events in memory that others cite
 _ARRAYS = frozenset(("state", "auth_chain"))
+
+Parsed = dict[EventId, tuple[Event, bool]]  # with whether it is state
 
 
 async def stage_answer(database: Database, keyring: Keyring, join: Join, chunks: AsyncIterator[bytes]) -> Event | None:
@@ -63,7 +67,7 @@ async def stage_answer(database: Database, keyring: Keyring, join: Join, chunks:
         raise PeerAnsweredBadly(f"no answer to a join: {error}") from error
     finally:
         await taking.end()
-    await judge_staged(database, join)
+    await taking.judging.judge_rest()
     return taking.signed
 
 
@@ -81,6 +85,8 @@ class _Taking:
         self._places = asyncio.Semaphore(BATCHES)
         self._running: set[asyncio.Task[None]] = set()
         self._trouble: BaseException | None = None
+        self._unproven = 0
+        self.judging = _Judging(database, join)
         self.signed: Event | None = None
 
     async def take(self, pieces: Iterable[Piece]) -> None:
@@ -115,29 +121,59 @@ class _Taking:
         await self._places.acquire()
         if self._trouble is not None:
             raise self._trouble
-        task = asyncio.create_task(self._check_and_store(pieces))
-        self._running.add(task)
-        task.add_done_callback(self._end_batch)
+        self._begin(self._check_and_store(pieces))
 
-    def _end_batch(self, task: "asyncio.Task[None]") -> None:
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._note_end)
+
+    def _note_end(self, task: "asyncio.Task[None]") -> None:
         self._running.discard(task)
-        self._places.release()
         if not task.cancelled() and task.exception() is not None:
             self._trouble = self._trouble or task.exception()
 
     async def _check_and_store(self, pieces: Sequence[Piece]) -> None:
-        parsed = await asyncio.to_thread(_parse_all, pieces, self._rules, self._join.room_id)
+        """Take in a batch. What lacks a key gives its place to the next batch while the key is asked for."""
+        try:
+            parsed = await asyncio.to_thread(_parse_all, pieces, self._rules, self._join.room_id)
+            unproven = await self._store_proven(parsed, is_asking=False)
+            if unproven and self._unproven + len(unproven) > MAX_UNPROVEN:
+                await self._store_proven(unproven, is_asking=True)
+            elif unproven:
+                self._begin(self._ask_and_store(unproven))
+        finally:
+            self._places.release()
+
+    async def _ask_and_store(self, unproven: Parsed) -> None:
+        self._unproven += len(unproven)
+        await self._store_proven(unproven, is_asking=True)
+        self._unproven -= len(unproven)
+
+    async def _store_proven(self, parsed: Parsed, *, is_asking: bool) -> Parsed:
+        """Store events that are signed as they should be; the others are left out.
+
+        Returns:
+            What is neither stored nor left out, as a key is not here and nobody has been asked for it.
+        """
         events = [event for event, _ in parsed.values()]
-        verdicts = await self._keyring.verify_events(events, self._rules)
-        rows: list[StagedEvent] = []
+        verdicts = await self._keyring.verify_events(events, self._rules, is_asking=is_asking)
+        unproven: Parsed = {}
+        proven: Parsed = {}
         for event, wrong in zip(events, verdicts, strict=True):
-            if wrong is not None:
+            if wrong is None:
+                proven[event.event_id] = parsed[event.event_id]
+            elif isinstance(wrong, KeyNotFound) and not is_asking:
+                unproven[event.event_id] = parsed[event.event_id]
+            else:
                 log.info("left out of a join", room_id=event.room_id, event_id=event.event_id, reason=str(wrong))
-            elif event.event_id != self._join.event_id:
-                rows.append(self._row(event, is_state=parsed[event.event_id][1]))
+        proven.pop(self._join.event_id, None)
+        rows = [self._row(event, is_state=is_state) for event, is_state in proven.values()]
         rows.sort(key=lambda row: row.event_id)  # batches that have events in common must not wait for each other
         async with self._database.reading() as tx:
             await joins.add_events(tx, self._join.join_id, rows)
+        self.judging.judge_arrived(proven)
+        return unproven
 
     def _row(self, event: Event, *, is_state: bool) -> StagedEvent:
         if is_state and self._keys.setdefault(event.state_tuple, event.event_id) != event.event_id:
@@ -164,13 +200,13 @@ class _Taking:
         return event if event.event_id == self._join.event_id else None
 
 
-def _parse_all(pieces: Iterable[Piece], rules: RoomVersionRules, room_id: RoomId) -> dict[EventId, tuple[Event, bool]]:
+def _parse_all(pieces: Iterable[Piece], rules: RoomVersionRules, room_id: RoomId) -> Parsed:
     """The events of some pieces, and whether they are state; those that are none are left out.
 
     Raises:
         PeerAnsweredBadly
     """
-    events: dict[EventId, tuple[Event, bool]] = {}
+    events: Parsed = {}
     for piece in pieces:
         try:
             event = parse_event(piece.text, rules)
@@ -188,81 +224,88 @@ def _parse_all(pieces: Iterable[Piece], rules: RoomVersionRules, room_id: RoomId
     return events
 
 
-async def judge_staged(database: Database, join: Join) -> None:
-    """Check each staged event against the events that it cites, and note which are rejected.
-
-    Raises:
-        PeerAnsweredBadly: the state has no create event of the room's version.
-    """
-    judging = _Judging(database, join)
-    await judging.begin()
-    for event_ids in _slices(judging.order, JUDGED_AT_ONCE):
-        await judging.judge(event_ids)
-    if judging.rejected:
-        reasons = list(judging.rejected.items())
-        log.info("rejected of a join", room_id=join.room_id, events=len(reasons), first=reasons[0])
-        async with database.reading() as tx:
-            await joins.set_rejected(tx, join.join_id, reasons)
-
-
 class _Judging:
-    """The events of one join, those that others cite first."""
+    """Checks each staged event of one join against the events that it cites, those that are cited first."""
 
     def __init__(self, database: Database, join: Join) -> None:
         self._database = database
         self._join = join
         self._rules = ROOM_VERSIONS[join.room_version]
-        self._edges: dict[EventId, list[EventId]] = {}
         self._cited: OrderedDict[EventId, Event] = OrderedDict()
         self._create: Event | None = None
-        self.order: list[EventId] = []
-        self.rejected: dict[EventId, str] = {}
+        self._judged: set[EventId] = set()
+        self._rejected: dict[EventId, str] = {}
 
-    async def begin(self) -> None:
-        """Read who cites whom, and the create event."""
+    def judge_arrived(self, events: Parsed) -> None:
+        """Judge those of some staged events whose auth events have been judged and are at hand."""
+        for event, is_state in events.values():
+            if is_state and event.state_tuple == CREATE:
+                self._create = event
+            if self._create is None or event.event_id in self._judged:
+                continue
+            if all(cited in self._judged and cited in self._cited for cited in event.auth_events):
+                self._cited[event.event_id] = event
+                self._judge_one(event)
+        self._forget()
+
+    async def judge_rest(self) -> None:
+        """Judge what has not been judged, and note what is rejected.
+
+        Raises:
+            PeerAnsweredBadly: the state has no create event of the room's version.
+        """
         async with self._database.reading() as tx:
-            self._edges = await joins.list_edges(tx, self._join.join_id)
-            found = (await joins.load_state(tx, self._join.join_id, [CREATE])).get(CREATE)
-        if found is None:
+            edges = await joins.list_edges(tx, self._join.join_id)
+        if self._create is None:
             raise PeerAnsweredBadly("the state has no create event")
-        self._create = load_event(found[1], found[0], self._rules, room_id=self._join.room_id)
         if self._create.content.get("room_version", "1") != self._rules.version:
             raise PeerAnsweredBadly("the room is of another version")
-        self.order = await asyncio.to_thread(in_citing_order, self._edges)
-        placed = set(self.order)
-        for event_id in self._edges:
-            if event_id not in placed:
-                self.rejected[event_id] = "auth_events cite each other"
+        order = await asyncio.to_thread(in_citing_order, edges)
+        self._rejected.update(dict.fromkeys(edges.keys() - set(order), "auth_events cite each other"))
+        rest = [event_id for event_id in order if event_id not in self._judged]
+        for event_ids in _slices(rest, JUDGED_AT_ONCE):
+            await self._judge(event_ids, edges)
+        if self._rejected:
+            reasons = list(self._rejected.items())
+            log.info("rejected of a join", room_id=self._join.room_id, events=len(reasons), first=reasons[0])
+            async with self._database.reading() as tx:
+                await joins.set_rejected(tx, self._join.join_id, reasons)
 
-    async def judge(self, event_ids: Sequence[EventId]) -> None:
+    async def _judge(self, event_ids: Sequence[EventId], edges: Mapping[EventId, Sequence[EventId]]) -> None:
         """Judge some events; what they cite has been judged, or is among them before."""
         wanted = dict.fromkeys(event_ids)
-        wanted |= dict.fromkeys(cited for event_id in event_ids for cited in self._edges[event_id])
-        missing = [event_id for event_id in wanted if event_id not in self._cited and event_id in self._edges]
+        wanted |= dict.fromkeys(cited for event_id in event_ids for cited in edges[event_id])
+        missing = [event_id for event_id in wanted if event_id not in self._cited and event_id in edges]
         async with self._database.reading() as tx:
             pdus = await joins.load_pdus(tx, self._join.join_id, missing)
         for event_id, pdu in pdus.items():
             self._cited[event_id] = load_event(pdu, event_id, self._rules, room_id=self._join.room_id)
         for event_id in event_ids:
-            verdict = self._judge_one(self._cited[event_id])
-            if isinstance(verdict, Rejected):
-                self.rejected[event_id] = verdict.reason
-        for event_id in wanted:
-            if event_id in self._cited:
-                self._cited.move_to_end(event_id)
-        while len(self._cited) > MAX_CITED:
-            self._cited.popitem(last=False)
+            self._judge_one(self._cited[event_id])
+        self._forget()
         await asyncio.sleep(0)  # others have their turn
 
-    def _judge_one(self, event: Event) -> Accepted | Rejected:
-        if any(cited not in self._edges for cited in event.auth_events):
+    def _judge_one(self, event: Event) -> None:
+        verdict = self._verdict_on(event)
+        self._judged.add(event.event_id)
+        if isinstance(verdict, Rejected):
+            self._rejected[event.event_id] = verdict.reason
+
+    def _verdict_on(self, event: Event) -> Accepted | Rejected:
+        if any(cited not in self._judged for cited in event.auth_events):
             return Rejected("auth_events cite an event that is not there")
         auth_events = [self._cited[cited] for cited in event.auth_events]
-        verdict = check_auth_events(event, auth_events, self.rejected.keys())
+        for cited in event.auth_events:
+            self._cited.move_to_end(cited)
+        verdict = check_auth_events(event, auth_events, self._rejected.keys())
         if not isinstance(verdict, Accepted):
             return verdict
         verdict = check_auth(event, {cited.state_tuple: cited for cited in auth_events}, create=self._create)
         return verdict if isinstance(verdict, Rejected) else ACCEPTED
+
+    def _forget(self) -> None:
+        while len(self._cited) > MAX_CITED:
+            self._cited.popitem(last=False)
 
 
 def in_citing_order(edges: Mapping[EventId, Sequence[EventId]]) -> list[EventId]:

@@ -74,15 +74,19 @@ class Keyring:
         return usable
 
     async def verify_events(
-        self, events: Sequence[Event], rules: RoomVersionRules
+        self, events: Sequence[Event], rules: RoomVersionRules, *, is_asking: bool = True
     ) -> list[BadSignature | KeyNotFound | None]:
         """What the signatures of each event prove: None if all that it needs are right.
 
         Neither hashes nor anything else is checked. Keys of many servers are fetched side by side, and many events
         are checked in other processes.
+
+        Args:
+            is_asking: if not, a key that is not here is KeyNotFound.
         """
         needs = [self._needs_of(event, rules) for event in events]
-        keys = await self.find_keys([need for its in needs if not isinstance(its, BadSignature) for need in its])
+        wanted = [need for its in needs if not isinstance(its, BadSignature) for need in its]
+        keys = await self.find_keys(wanted, is_asking=is_asking)
         verdicts: list[BadSignature | KeyNotFound | None] = []
         checkable: list[SignedEvent] = []
         places: list[int] = []
@@ -97,8 +101,13 @@ class Keyring:
             verdicts[place] = None if wrong is None else BadSignature(wrong)
         return verdicts
 
-    async def find_keys(self, needs: Sequence[KeyNeed], *, is_request: bool = False) -> KeysOf:
-        """The keys of all servers that are named, as far as they can be had; they may be valid at other times only."""
+    async def find_keys(self, needs: Sequence[KeyNeed], *, is_request: bool = False, is_asking: bool = True) -> KeysOf:
+        """The keys of all servers that are named, as far as they can be had; they may be valid at other times only.
+
+        Args:
+            is_request: the servers wait for our answer.
+            is_asking: if not, only those that are here.
+        """
         wanted = _latest_needs(needs)
         found: dict[ServerName, Mapping[str, ServerKey]] = {}
         if self._own.server_name in wanted:
@@ -109,7 +118,7 @@ class Keyring:
         if missing := _servers_unmet(wanted, found):
             async with self._accounts.reading() as tx:
                 self._learn(await list_server_keys(tx, missing), found)
-        if missing := _servers_unmet(wanted, found):
+        if is_asking and (missing := _servers_unmet(wanted, found)):
             open_needs = {server: [n for n in wanted[server] if not n.is_met_by(found[server])] for server in missing}
             self._learn(await self._fetcher.fetch(open_needs, found, is_request=is_request), found)
         return found

@@ -17,7 +17,7 @@ from matrixcore.identifiers import ServerName
 from matrixcore.room_versions import EventIdFormat, RoomVersionRules
 from matrixcore.verdicts import Accepted
 from tessera.clock import SystemClock
-from tessera.federation.errors import BadSignature, PeerRefused, PeerUnreachable
+from tessera.federation.errors import BadSignature, KeyNotFound, PeerRefused, PeerUnreachable
 from tessera.federation.handshakes import Handshaker
 from tessera.federation.joining import RoomJoiner
 from tessera.room_changes import RoomChanges
@@ -29,7 +29,11 @@ PUBLIC = {FAR: {FAR_KEY.key_id: FAR_KEY.public_key}, SERVER: {KEY.key_id: KEY.pu
 class KnownKeys:
     """The keyring of a world in which all keys are known."""
 
-    async def verify_events(self, events: Sequence[Event], _rules: RoomVersionRules) -> list[BadSignature | None]:
+    async def verify_events(
+        self, events: Sequence[Event], _rules: RoomVersionRules, *, is_asking: bool = True
+    ) -> list[BadSignature | KeyNotFound | None]:
+        if not is_asking:  # then they are not known yet
+            return [KeyNotFound("nobody has been asked") for _ in events]
         verdicts = [check_event_signatures(event, PUBLIC) for event in events]
         return [None if isinstance(verdict, Accepted) else BadSignature(verdict.reason) for verdict in verdicts]
 

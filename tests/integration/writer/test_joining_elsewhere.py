@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Callable
+from random import Random
 from typing import cast
 
+import orjson
 import pytest
 from foreign_server import ForeignServer, forever, joiner_of, state_answer
 from writer_world import ALICE, BOB, SERVER, World, message
@@ -12,6 +14,7 @@ from matrixcore.event_signing import add_signature, sign_event
 from matrixcore.events import Event, parse_event
 from matrixcore.identifiers import EventId, ServerName, UserId
 from tessera.clock import SystemClock
+from tessera.federation import join_staging
 from tessera.federation.backfilling import Backfiller
 from tessera.federation.errors import PeerRefused
 from tessera.federation.event_fetching import EventFetcher
@@ -24,6 +27,7 @@ from tests.fixtures.foreign_room import FAR, FAY, ForeignRoom
 
 DEAD = ServerName("dead.example")
 GUS = UserId(f"@gus:{FAR}")
+HAL = UserId(f"@hal:{FAR}")
 JOIN = {"membership": "join", "displayname": "Alice"}
 
 
@@ -185,6 +189,44 @@ async def test_what_is_wrongly_signed_or_not_allowed_is_no_state(world: World) -
             "SELECT event_id FROM rooms.events WHERE rejected IS NOT NULL"
         )
         assert [row[0] for row in rejected] == [name.event_id]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_the_order_of_an_answer_makes_no_difference(
+    world: World, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some events are judged as they come, others wait for what they cite; batches are small, and so is memory."""
+    monkeypatch.setattr(join_staging, "BATCH", 3)
+    monkeypatch.setattr(join_staging, "JUDGED_AT_ONCE", 2)
+    monkeypatch.setattr(join_staging, "MAX_CITED", 4)
+    server = ForeignServer(ForeignRoom())
+    room = server.room
+    for number in range(20):
+        user_id = UserId(f"@user{number}:{FAR}")
+        room.send("m.room.member", {"membership": "join"}, sender=user_id, state_key=user_id)
+    told = list(room.state.values())
+    name = room.make("m.room.name", {"name": "by nobody"}, sender=GUS, state_key="")  # who is not in the room
+    invite = room.make("m.room.member", {"membership": "invite"}, sender=GUS, state_key=HAL)
+    room.state[invite.state_tuple] = invite
+    accepts = room.make("m.room.member", {"membership": "join"}, sender=HAL, state_key=HAL)  # what was no invite
+    del room.state[invite.state_tuple]
+
+    def in_any_order(join: Event) -> bytes:
+        state, chain = [*told, name, accepts], [*room.auth_chain([*told, join]), invite]
+        random = Random(seed)
+        random.shuffle(state)
+        random.shuffle(chain)
+        arrays = {"state": [dict(e.fields) for e in state], "auth_chain": [dict(e.fields) for e in chain]}
+        keys = random.sample(sorted(arrays), 2)
+        return orjson.dumps({**{key: arrays[key] for key in keys}, "event": dict(join.fields)})
+
+    server.answer = in_any_order
+    async with world.writer():
+        await joiner_of(world, server).join(ALICE, room.room_id, [FAR], JOIN)
+        assert await state_of(world, room) == {key: event.event_id for key, event in room.state.items()}
+        query = "SELECT event_id FROM rooms.events WHERE rejected IS NOT NULL"
+        rejected = {row[0] for row in await world.shards.of_room(room.room_id).fetch(query)}
+        assert rejected == {name.event_id, invite.event_id, accepts.event_id}
 
 
 async def test_a_join_must_be_signed_by_whoever_authorises_it(world: World) -> None:
