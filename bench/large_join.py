@@ -1,9 +1,10 @@
 """Joining a large room of another server: how soon its messages are read, and the memory that takes.
 
-`python -m bench.large_join [tessera] [synapse] [--members 20000]`: a stub hosts a room with so many members of four
-servers. A resident server (a Tessera, then a Synapse with a PostgreSQL) joins it there; then a second Tessera joins
-through the resident. Taken are, from the join's begin: its answer, a message of before that /messages shows, and a
-message that the resident's user sends then; and the peak memory of the joining server's process.
+`python -m bench.large_join [stub] [tessera] [synapse] [--members 20000]`: a stub hosts a room with so many members of
+four servers. A resident server (a Tessera, then a Synapse with a PostgreSQL) joins it there; then a second Tessera
+joins through the resident. Taken are, from the join's begin: its answer, a message of before that /messages shows, and
+a message that the resident's user sends then; and the peak memory of the joining server's process. `stub` takes the
+answer of a join through the stub itself, which has no history.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import orjson
 from aiohttp import web
 
@@ -35,7 +37,7 @@ from tests.fixtures.server_process import free_port
 from tests.fixtures.synapse import SynapseServer
 from tests.fixtures.whole_server import Device
 
-NAMES = ("tessera", "synapse")
+NAMES = ("stub", "tessera", "synapse")
 SERVERS = 4  # so that the resident is among those that are asked for history
 KEY = SigningKey("host", b"\x05" * 32)  # of all of them
 WAIT_SECONDS = 300.0
@@ -144,22 +146,58 @@ async def measure(name: str, resident: Device, its_name: str, host: Host, joinin
     async with joining.connected() as api:
         device = await api.register("joiner")
         await asyncio.sleep(2.0)
-        rss, spent, began = rss_mib(joining.pid), costs(joining.pid), time.monotonic()
+        noted = Noted.of(joining.pid)
         joined = await join(device, room_id, its_name)
         await until_read(device, room_id, before)
-        read = time.monotonic() - began
+        read = time.monotonic() - noted.began
         after = await resident.send(room_id, "after")
         await until_read(device, room_id, after)
-        heard = time.monotonic() - began
+        heard = time.monotonic() - noted.began
         body = {"msgtype": "m.text", "body": "hello"}
         status, answer = await device.call("PUT", f"/rooms/{quote(room_id)}/send/m.room.message/1", body)
         assert status == 200, answer
     print(
         f"Tessera through {name}: joined after {joined:.1f} s, a message of before read after {read:.1f} s, a new one"
-        f" after {heard:.1f} s; memory {rss:.0f} MiB before, at most {peak_mib(joining.pid):.0f} MiB;"
-        f" CPU with its database {costs(joining.pid) - spent:.1f} s",
+        f" after {heard:.1f} s; {noted.told()}",
         flush=True,
     )
+
+
+async def measure_stub(host: Host, joining: FederatedServer) -> None:
+    """Join through the stub, and print."""
+    async with joining.connected() as api:
+        device = await api.register("joiner")
+        await asyncio.sleep(2.0)
+        noted = Noted.of(joining.pid)
+        joined = await join(device, host.room.room_id, host.names[0])
+    print(f"Tessera through stub: joined after {joined:.1f} s; {noted.told()}", flush=True)
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What a server had taken when its join began.
+
+    Attributes:
+        rss: MiB.
+        spent: CPU seconds of all its processes, its PostgreSQL's too.
+    """
+
+    pid: int
+    rss: float
+    spent: float
+    began: float
+
+    @classmethod
+    def of(cls, pid: int) -> "Noted":
+        """Now."""
+        return cls(pid, rss_mib(pid), costs(pid), time.monotonic())
+
+    def told(self) -> str:
+        """And what it has taken since."""
+        return (
+            f"memory {self.rss:.0f} MiB before, at most {peak_mib(self.pid):.0f} MiB;"
+            f" CPU with its database {costs(self.pid) - self.spent:.1f} s"
+        )
 
 
 def costs(pid: int) -> float:
@@ -179,7 +217,9 @@ async def run(names: list[str], members: int) -> None:
                 host = await stack.enter_async_context(running_host(authority, members))
                 await joining.start()
                 stack.push_async_callback(joining.stop)
-                if name == "tessera":
+                if name == "stub":
+                    await measure_stub(host, joining)
+                elif name == "tessera":
                     server = FederatedServer(folder / "resident", authority)
                     await server.start()
                     stack.push_async_callback(server.stop)
@@ -191,7 +231,9 @@ async def run(names: list[str], members: int) -> None:
                     synapse = SynapseServer(folder / "synapse", authority, database=database)
                     await asyncio.to_thread(synapse.start)
                     stack.push_async_callback(asyncio.to_thread, synapse.stop)
-                    resident = await (await stack.enter_async_context(synapse.connected())).register("resident")
+                    api = await stack.enter_async_context(synapse.connected())
+                    api.http.timeout = httpx.Timeout(WAIT_SECONDS)
+                    resident = await api.register("resident")
                     await measure("synapse", resident, synapse.server_name, host, joining)
 
 
