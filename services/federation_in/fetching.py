@@ -19,22 +19,20 @@ from matrixcore.events import Event, load_event
 from matrixcore.identifiers import EventId, RoomId, ServerName
 from matrixcore.room_versions import ROOM_VERSIONS, RoomVersionRules
 from services.federation_in.naming import InboxNaming
+from services.federation_in.room_turns import RoomTurns
 from tessera.clock import Clock
 from tessera.federation.errors import PeerError
 from tessera.federation.event_fetching import EventFetcher
 from tessera.federation.told_states import fetch_told_state
 from tessera.storage import fetches, inbox
-from tessera.storage.database import Database, DatabaseUnavailable
+from tessera.storage.database import Database, DatabaseUnavailable, Transaction
 from tessera.storage.fetches import FetchedRoom, Parked
 from tessera.storage.inbox import NewInboxRow
-from tessera.storage.partitions import PartitionMoved
 from tessera.storage.peer_rooms import list_servers
 from tessera.storage.shards import RoomShards
 
 log = structlog.get_logger(__name__)
 
-MAX_ROOMS = 16  # at once
-MAX_WOKEN = 10_000  # rooms that wait for their turn
 MAX_SERVERS = 5  # asked for one room at once
 MAX_MISSING = 200  # events that are looked after at once
 MAX_HEADS = 20  # waiting PDUs from which history is asked for
@@ -94,40 +92,30 @@ class AncestorFetcher:
         self._fetcher = fetcher
         self._clock = clock
         self._owner = owner
-        self._woken: dict[RoomId, None] = {}
-        self._busy: set[RoomId] = set()
+        self._turns = RoomTurns("fetching what is missing")
         self._claimed: set[RoomId] = set()
-        self._news = asyncio.Event()
 
     def wake(self, room_id: RoomId) -> None:
         """PDUs of a room may lack something."""
-        if len(self._woken) < MAX_WOKEN:
-            self._woken[room_id] = None
-            self._news.set()
+        self._turns.wake(room_id)
 
     async def run(self, naming: InboxNaming) -> None:
-        """Run for ever: fetch for the rooms that wake it, some side by side."""
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                await self._news.wait()
-                self._news.clear()
-                for room_id in [one for one in self._woken if one not in self._busy][: MAX_ROOMS - len(self._busy)]:
-                    del self._woken[room_id]
-                    self._busy.add(room_id)
-                    tasks.create_task(self._look_after(room_id, naming))
+        """Run for ever: fetch for the rooms that wake it."""
+
+        async def look_after(room_id: RoomId) -> None:
+            if await self.fetch_room(room_id):
+                await naming.unpark(room_id)
+
+        await self._turns.run(look_after)
 
     async def sweep(self) -> None:
         """Run for ever: find rooms that nobody fetches for, and give up what has waited too long."""
-        while True:
-            await self._clock.sleep(SWEEP_SECONDS)
-            for name, database in self._shards.databases.items():
-                try:
-                    async with database.reading() as tx:
-                        await fetches.expire(tx, KEEP_SECONDS, EXPIRED_ROWS)
-                        for room_id in await fetches.list_open(tx, SWEEP_ROOMS):
-                            self.wake(room_id)
-                except (DatabaseUnavailable, OSError, TimeoutError) as error:
-                    log.warning("missing events not swept", shard=name, error=str(error) or type(error).__name__)
+
+        async def find(tx: Transaction) -> Sequence[RoomId]:
+            await fetches.expire(tx, KEEP_SECONDS, EXPIRED_ROWS)
+            return await fetches.list_open(tx, SWEEP_ROOMS)
+
+        await self._turns.sweep(self._shards, self._clock, SWEEP_SECONDS, find)
 
     async def renew(self) -> None:
         """Run for ever: keep the rooms that are being fetched for."""
@@ -147,18 +135,6 @@ class AncestorFetcher:
             except (DatabaseUnavailable, OSError, TimeoutError) as error:
                 # Somebody else may fetch the same then: the work is done twice, and staged once.
                 log.warning("rooms not kept", rooms=len(mine), error=str(error) or type(error).__name__)
-
-    async def _look_after(self, room_id: RoomId, naming: InboxNaming) -> None:
-        try:
-            if await self.fetch_room(room_id):
-                await naming.unpark(room_id)
-        except (DatabaseUnavailable, PartitionMoved, OSError, TimeoutError) as error:
-            log.warning("nothing fetched", room_id=room_id, error=str(error) or type(error).__name__)
-        except Exception:  # whatever an odd room does to this, others go on
-            log.exception("fetching failed", room_id=room_id)
-        finally:
-            self._busy.discard(room_id)
-            self._news.set()
 
     async def fetch_room(self, room_id: RoomId) -> bool:
         """Fetch for a room unless somebody else does; whether its writer is to try again."""

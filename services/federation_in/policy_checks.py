@@ -17,18 +17,17 @@ from matrixcore.identifiers import RoomId
 from services.federation_in import metrics
 from services.federation_in.naming import InboxNaming
 from services.federation_in.receiving import InboxNames
+from services.federation_in.room_turns import RoomTurns
 from tessera.clock import Clock
 from tessera.federation.errors import PeerError, PeerRefused
 from tessera.federation.policy_servers import PolicyServers, RoomPolicy
 from tessera.storage import inbox
-from tessera.storage.database import Database, DatabaseUnavailable
+from tessera.storage.database import Database
 from tessera.storage.inbox import UnsignedRow
 from tessera.storage.shards import RoomShards
 
 log = structlog.get_logger(__name__)
 
-MAX_ROOMS = 16  # at once
-MAX_WOKEN = 10_000  # rooms that wait for their turn
 ROWS = 50  # of one room at once
 PARALLEL = 10  # questions about one room at once
 LEASE_SECONDS = 90.0  # longer than all questions of one round
@@ -43,50 +42,26 @@ class PolicyChecks:
         self._shards = shards
         self._servers = servers
         self._clock = clock
-        self._woken: dict[RoomId, None] = {}
-        self._busy: set[RoomId] = set()
-        self._news = asyncio.Event()
+        self._turns = RoomTurns("asking a policy server")
 
     def wake(self, room_id: RoomId) -> None:
         """PDUs of a room may lie unsigned."""
-        if len(self._woken) < MAX_WOKEN:
-            self._woken[room_id] = None
-            self._news.set()
+        self._turns.wake(room_id)
 
     async def run(self, naming: InboxNaming) -> None:
         """Run for ever: ask about the rooms that wake it."""
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                await self._news.wait()
-                self._news.clear()
-                for room_id in [one for one in self._woken if one not in self._busy][: MAX_ROOMS - len(self._busy)]:
-                    del self._woken[room_id]
-                    self._busy.add(room_id)
-                    tasks.create_task(self._look_after(room_id, naming))
+
+        async def look_after(room_id: RoomId) -> None:
+            while names := await self.ask_for(room_id):
+                await naming.name([names], look_again=True)  # what stands above them may lack a signature, too
+
+        await self._turns.run(look_after)
 
     async def sweep(self) -> None:
         """Run for ever: find what nobody asks about."""
-        while True:
-            await self._clock.sleep(SWEEP_SECONDS)
-            for name, database in self._shards.databases.items():
-                try:
-                    async with database.reading() as tx:
-                        for room_id in await inbox.list_unsigned_rooms(tx, SWEEP_ROOMS):
-                            self.wake(room_id)
-                except (DatabaseUnavailable, OSError, TimeoutError) as error:
-                    log.warning("unsigned PDUs not swept", shard=name, error=str(error) or type(error).__name__)
-
-    async def _look_after(self, room_id: RoomId, naming: InboxNaming) -> None:
-        try:
-            while names := await self.ask_for(room_id):
-                await naming.name([names], look_again=True)  # what stands above them may lack a signature, too
-        except (DatabaseUnavailable, OSError, TimeoutError) as error:
-            log.warning("policy server not asked", room_id=room_id, error=str(error) or type(error).__name__)
-        except Exception:  # whatever an odd room does to this, others go on
-            log.exception("asking a policy server failed", room_id=room_id)
-        finally:
-            self._busy.discard(room_id)
-            self._news.set()
+        await self._turns.sweep(
+            self._shards, self._clock, SWEEP_SECONDS, lambda tx: inbox.list_unsigned_rooms(tx, SWEEP_ROOMS)
+        )
 
     async def ask_for(self, room_id: RoomId) -> InboxNames | None:
         """Ask about some of a room's PDUs; what is to be named again, None if there is nothing."""
