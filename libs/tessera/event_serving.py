@@ -19,6 +19,7 @@ from matrixcore.room_versions import RoomVersionRules
 from tessera.records import EventBody
 from tessera.room_visibility import MembershipHistory
 from tessera.storage.room_reads.events import EventRow
+from tessera.storage.room_reads.member_lists import MemberRow
 from tessera.storage.room_reads.relations import Bundle
 
 STRIPPED_KEYS = ("content", "sender", "state_key", "type")
@@ -107,6 +108,21 @@ def strip_event(event: EventRow) -> dict[str, object]:
     return {key: fields[key] for key in STRIPPED_KEYS}
 
 
+def neighbours_of(event: EventRow | MemberRow, rules: RoomVersionRules, room_id: RoomId | None) -> dict[str, Any]:
+    """What `unsigned` says to everybody: the state that the event replaced, and what redacted it."""
+    unsigned: dict[str, Any] = {}
+    if event.replaces_state is not None and event.state_key is not None:
+        unsigned["replaces_state"] = event.replaces_state
+        if event.previous_pdu is not None:
+            unsigned["prev_content"] = orjson.Fragment(content_of(event.previous_pdu))
+    if event.redacted_by is not None and event.redaction_pdu is not None:
+        because = client_fields(event.redaction_pdu, event.redacted_by, rules)
+        if room_id is not None:
+            because["room_id"] = room_id
+        unsigned["redacted_because"] = because | {"unsigned": {}}
+    return unsigned
+
+
 def _shown(
     event: EventRow,
     rules: RoomVersionRules,
@@ -121,15 +137,8 @@ def _shown(
     if reader.history is not None and event.anchor is not None and event.sub is not None:
         # As the event left it, its own effect included.
         unsigned["membership"] = reader.history.after((event.anchor, event.sub))
-    if event.replaces_state is not None and event.state_key is not None:
-        unsigned["replaces_state"] = event.replaces_state
-        if event.previous_pdu is not None:
-            unsigned["prev_content"] = orjson.Fragment(content_of(event.previous_pdu))
-    if event.redacted_by is not None and event.redaction_pdu is not None:
-        because = client_fields(event.redaction_pdu, event.redacted_by, rules)
-        if room_id is not None:
-            because["room_id"] = room_id
-        unsigned["redacted_because"] = because | {"unsigned": {}}
+    if event.state_key is not None or event.redacted_by is not None:
+        unsigned |= neighbours_of(event, rules, room_id)
     if bundle is not None:
         unsigned["m.relations"] = _bundled(event, bundle, rules, reader, room_id, bundles)
     shown = client_fields(event.pdu, event.event_id, rules)

@@ -20,7 +20,7 @@ from tessera.room_summaries import load_outlines
 from tessera.storage import account_listing
 from tessera.storage.account_listing import ROOM_ORDERS, ListedRoom
 from tessera.storage.room_reads.creators import list_creators
-from tessera.storage.room_reads.members import list_joined_members
+from tessera.storage.room_reads.members import list_joined_users
 from tessera.storage.room_reads.summaries import RoomOutline
 
 admin_router = absolute_router()
@@ -82,7 +82,7 @@ async def get_room_members(room_id: str, admin: AdminRequester, gateway: Gateway
     room = room_id_of(room_id)
     await _load(gateway, room)
     async with gateway.shards.of_room(room).reading() as tx:
-        joined = [user_id for user_id, _ in await list_joined_members(tx, room)]
+        joined = await list_joined_users(tx, room)
     return json_reply({"members": joined, "total": len(joined)})
 
 

@@ -1,6 +1,6 @@
 """What the gateway's handlers work with: built once in main.py, reached through the application's state."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends
@@ -13,6 +13,7 @@ from services.gateway.bridged_networks import BridgedNetworks
 from services.gateway.claimed_names import ClaimedNames
 from services.gateway.directory_rules import DirectoryRules
 from services.gateway.login_attempts import LoginAttempts
+from services.gateway.member_lists import MemberLists
 from services.gateway.outgoing_calls import OutgoingCalls
 from services.gateway.passwords import Passwords
 from services.gateway.policies import Policies
@@ -99,6 +100,7 @@ class GatewayDeps:
     backfiller: Backfiller | None = None
     spaces: SpacesElsewhere | None = None
     sso: SingleSignOn | None = None
+    member_lists: MemberLists = field(default_factory=MemberLists)
 
     @property
     def remote_keys(self) -> RemoteKeys | None:

@@ -34,6 +34,7 @@ from services.gateway import (
     report_content,
     room_event_by_timestamp,
     room_initial_sync,
+    room_members,
     room_send,
     room_state,
     room_summary,
@@ -48,7 +49,7 @@ from services.gateway import (
 )
 from services.gateway.routing import mounted
 
-HOT_ROUTES: tuple[Route, ...] = (*room_send.routes, *message_pagination.routes)
+HOT_ROUTES: tuple[Route, ...] = (*room_send.routes, *message_pagination.routes, *room_members.routes)
 """Plain routes, to stand first in the application's table."""
 
 _MODULES = (

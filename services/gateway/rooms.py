@@ -1,31 +1,27 @@
-"""Reading a room: single events, state, members.
+"""Reading a room: single events and state.
 
 Spec: C-S API §Getting events for a room (api/client-server/rooms.yaml).
 """
 
 from typing import Annotated, Literal
 
-import orjson
 from fastapi import Query
 from starlette.responses import Response
 
 from matrixcore.visibility import Sight
 from services.gateway.dependencies import GatewayDep
 from services.gateway.event_pages import list_ignored, serve_page
-from services.gateway.path_identifiers import event_id_of, point_of, room_id_of
-from services.gateway.room_access import require_joined, require_view
+from services.gateway.path_identifiers import event_id_of, room_id_of
+from services.gateway.room_access import require_view
 from services.gateway.routing import CurrentRequester, client_router
 from tessera.event_serving import content_of, serve_event, serve_events
 from tessera.http.errors import Forbidden, NotFound
 from tessera.http.replies import json_bytes_reply, json_reply
 from tessera.room_visibility import sight_of
 from tessera.storage.room_reads.events import find_event
-from tessera.storage.room_reads.members import list_joined_members, list_members
 from tessera.storage.room_reads.state import find_state, list_state
 
 router = client_router()
-
-MembershipName = Literal["join", "invite", "knock", "leave", "ban"]
 
 
 @router.get("/rooms/{room_id}/event/{event_id}")
@@ -91,37 +87,3 @@ async def get_room_state_with_key(
         return json_bytes_reply(content_of(event.pdu))
     reader = view.reader(requester.device_id, gateway.clock.now_ms())
     return json_bytes_reply(serve_event(event, view.rules, reader, room_id=room))
-
-
-@router.get("/rooms/{room_id}/members")
-async def get_members_by_room(
-    room_id: str,
-    requester: CurrentRequester,
-    gateway: GatewayDep,
-    at: str | None = None,
-    membership: MembershipName | None = None,
-    not_membership: MembershipName | None = None,
-) -> Response:
-    """The member events: now, at a point, or as of the user's leave."""
-    room = room_id_of(room_id)
-    view = await require_view(gateway.shards, gateway.accounts, room, requester.user_id)
-    async with gateway.shards.of_room(room).reading() as tx:
-        point = view.capped(point_of(at, "at", view.room.partition))
-        events = await list_members(tx, room, at=point, membership=membership, not_membership=not_membership)
-    reader = view.reader(requester.device_id, gateway.clock.now_ms())
-    return json_reply({"chunk": serve_events(events, view.rules, reader, room_id=room)})
-
-
-@router.get("/rooms/{room_id}/joined_members")
-async def get_joined_members_by_room(room_id: str, requester: CurrentRequester, gateway: GatewayDep) -> Response:
-    """Names and avatars of who is joined, for members."""
-    room = room_id_of(room_id)
-    async with gateway.shards.of_room(room).reading() as tx:
-        await require_joined(tx, room, requester.user_id)
-        members = await list_joined_members(tx, room)
-    joined: dict[str, dict[str, str]] = {}
-    for user_id, pdu in members:
-        content = orjson.loads(pdu)["content"]
-        shown = {"display_name": content.get("displayname"), "avatar_url": content.get("avatar_url")}
-        joined[user_id] = {key: value for key, value in shown.items() if isinstance(value, str)}
-    return json_reply({"joined": joined})

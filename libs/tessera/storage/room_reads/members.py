@@ -6,7 +6,6 @@ from typing import NamedTuple
 from matrixcore.identifiers import EventId, RoomId, UserId
 from tessera.records import OrderKey
 from tessera.storage.database import Transaction
-from tessera.storage.room_reads.events import EVENT_COLUMNS, EventRow
 
 _JOINED_PAIRS = """
 SELECT q.room_id, q.user_id FROM unnest($1::text[], $2::text[]) AS q (room_id, user_id)
@@ -23,29 +22,8 @@ class MembershipStep(NamedTuple):
     event_id: EventId | None
 
 
-# Constant text is put together here; values are always parameters.
-_CURRENT = f"""
-SELECT {EVENT_COLUMNS} FROM rooms.current_state s
-JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id
-WHERE s.room_id = $1 AND s.type = 'm.room.member'
-  AND ($2::text IS NULL AND $3::text IS NULL OR s.membership = $2 OR s.membership <> $3)
-"""  # noqa: S608  constant text
-
-_AT = f"""
-SELECT {EVENT_COLUMNS} FROM (
-    SELECT DISTINCT ON (state_key) room_id, event_id, membership FROM rooms.state_history
-    WHERE room_id = $1 AND type = 'm.room.member' AND (anchor, sub) <= ($4, $5)
-    ORDER BY state_key, anchor DESC, sub DESC
-) s
-JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id
-WHERE $2::text IS NULL AND $3::text IS NULL OR s.membership = $2 OR s.membership <> $3
-"""  # noqa: S608  constant text
-
-# The content comes out of the PDU; a member event is small, and a joined member's is never redacted to less.
 _JOINED = """
-SELECT s.state_key, e.pdu FROM rooms.current_state s
-JOIN rooms.events e ON e.room_id = s.room_id AND e.event_id = s.event_id
-WHERE s.room_id = $1 AND s.type = 'm.room.member' AND s.membership = 'join'
+SELECT state_key FROM rooms.current_state WHERE room_id = $1 AND type = 'm.room.member' AND membership = 'join'
 """
 
 _JOINED_OF_USER = """
@@ -73,29 +51,9 @@ async def list_member_contents(
     return [(RoomId(row[0]), row[1]) for row in await tx.fetch(_JOINED_OF_USER, list(room_ids), user_id)]
 
 
-async def list_members(
-    tx: Transaction,
-    room_id: RoomId,
-    *,
-    at: OrderKey | None = None,
-    membership: str | None = None,
-    not_membership: str | None = None,
-) -> list[EventRow]:
-    """The member events, now or at a point of the room's order, in no order.
-
-    Args:
-        membership, not_membership: those that fulfil either; both None for all.
-    """
-    if at is None:
-        rows = await tx.fetch(_CURRENT, room_id, membership, not_membership)
-    else:
-        rows = await tx.fetch(_AT, room_id, membership, not_membership, at.anchor, at.sub)
-    return [EventRow._make(row) for row in rows]
-
-
-async def list_joined_members(tx: Transaction, room_id: RoomId) -> list[tuple[UserId, bytes]]:
-    """(user, PDU of the member event) of everybody who is joined now."""
-    return [(UserId(row[0]), row[1]) for row in await tx.fetch(_JOINED, room_id)]
+async def list_joined_users(tx: Transaction, room_id: RoomId) -> list[UserId]:
+    """Everybody who is joined now."""
+    return [UserId(row[0]) for row in await tx.fetch(_JOINED, room_id)]
 
 
 async def list_membership_steps(tx: Transaction, room_id: RoomId, user_id: UserId) -> list[MembershipStep]:
