@@ -299,7 +299,10 @@ def set_actions(rules: UserPushRules, kind: RuleKind, rule_id: str, body: Mappin
 
 
 def parse_actions(body: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The list under `actions`, without the historical actions that mean nothing. Raises InvalidPushRule."""
+    """The list under `actions`. Raises InvalidPushRule.
+
+    The historical ones mean nothing and are kept: matrix-js-sdk knows by `dont_notify` that it has muted a room.
+    """
     actions = body.get("actions")
     if not isinstance(actions, list):
         raise InvalidPushRule("actions", "must be a list")
@@ -311,7 +314,7 @@ def parse_actions(body: Mapping[str, Any]) -> tuple[Any, ...]:
                 raise InvalidPushRule("actions", f"unknown action: {action[:64]}")
         elif not isinstance(action, dict) or not isinstance(action.get("set_tweak"), str):
             raise InvalidPushRule("actions", "an action is a name or an object with set_tweak")
-    return tuple(action for action in actions if isinstance(action, dict) or action not in _HISTORICAL_ACTIONS)
+    return tuple(actions)
 
 
 def stored_form(rules: UserPushRules) -> dict[str, Any]:

@@ -260,6 +260,15 @@ def test_tweaks():
     assert result.tweaks == {"highlight": False, "sound": "x.wav"}
 
 
+def test_historical_actions_do_nothing():
+    muted = put_rule(NO_USER_RULES, RuleKind.ROOM, "!r:hs", {"actions": ["dont_notify"]})
+    empty = put_rule(NO_USER_RULES, RuleKind.ROOM, "!r:hs", {"actions": []})
+    assert outcome(muted, event()) == outcome(empty, event())
+    assert not outcome(muted, event()).notify
+    both = put_rule(NO_USER_RULES, RuleKind.ROOM, "!r:hs", {"actions": ["dont_notify", "notify", "coalesce"]})
+    assert outcome(both, event()).notify
+
+
 def test_push_fields_of_an_event():
     room = RoomHistory("12")
     room.create()

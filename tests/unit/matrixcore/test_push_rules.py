@@ -172,11 +172,11 @@ def test_what_is_refused_names_its_field(kind, rule_id, body, field):
     assert refusal.value.field == field
 
 
-def test_unknown_conditions_are_kept_and_historical_actions_dropped():
+def test_unknown_conditions_and_historical_actions_are_kept():
     body = {"actions": ["dont_notify", "coalesce", "notify"], "conditions": [{"kind": "org.example.moon", "phase": 1}]}
     rules = put_rule(NO_USER_RULES, RuleKind.OVERRIDE, "moon", body)
     (rule,) = rules.own[RuleKind.OVERRIDE]
-    assert rule.actions == ("notify",)
+    assert rule.actions == ("dont_notify", "coalesce", "notify")
     assert rule.conditions == ({"kind": "org.example.moon", "phase": 1},)
 
 
@@ -195,7 +195,7 @@ def test_default_rules_can_be_switched_and_changed_but_not_deleted():
     message = find_rule(merged, RuleKind.UNDERRIDE, ".m.rule.message")
     assert message.enabled
     assert message.default
-    assert message.actions == ()
+    assert message.actions == ("dont_notify",)
     with pytest.raises(InvalidPushRule):
         delete_rule(rules, RuleKind.UNDERRIDE, ".m.rule.message")
 
