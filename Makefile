@@ -22,7 +22,7 @@ LONG := tests/interop/synapse
 test: check $(JS)
 	@$(BIN)/python -m tests.surroundings
 	$(PYTEST) tests/unit tests/integration tests/hostile -n 2 --dist loadfile
-	PYTHONHASHSEED=0 $(PYTEST) tests/simulation -n 2
+	$(PYTEST) tests/simulation
 	$(PYTEST) tests/interop -k 'not (js and cluster)' $(LONG:%=--ignore=%)  # those take minutes: make test-interop
 	$(MAKE) --no-print-directory chaos-short
 

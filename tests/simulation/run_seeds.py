@@ -44,7 +44,7 @@ class Result:
 def main() -> int:
     """Run the seeds and tell."""
     arguments = _parser().parse_args()
-    seeds = range(arguments.first, arguments.first + arguments.seeds)
+    seeds: Sequence[int] = arguments.only or range(arguments.first, arguments.first + arguments.seeds)
     shares: Sequence[Sequence[int]] = [seeds[number :: arguments.processes] for number in range(arguments.processes)]
     results: list[Result] = []
     console = Console()
@@ -134,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=2_000)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--only", type=int, nargs="+", metavar="SEED")
     parser.add_argument("--processes", type=int, default=2)
     return parser
 
