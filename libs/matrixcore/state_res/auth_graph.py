@@ -80,7 +80,8 @@ class AuthGraph:
         """Take in an event's edges; what it cites becomes missing unless it is here."""
         node = self.node(edges.event_id)
         if self._edges[node] is None:
-            cited_nodes = tuple([self.node(cited) for cited in edges.auth_events])
+            nodes = self._nodes
+            cited_nodes = tuple([nodes[cited] if cited in nodes else self.node(cited) for cited in edges.auth_events])
             self._edges[node] = self._shared.setdefault(cited_nodes, cited_nodes)
             self._is_power_levels[node] = edges.is_power_levels
             del self._missing[node]

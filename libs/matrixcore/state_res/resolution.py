@@ -13,6 +13,7 @@ Spec: Room Versions 1, 2 and 12, §State resolution.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 from matrixcore.auth_events import CREATE, POWER_LEVELS, auth_state_keys
@@ -67,6 +68,7 @@ class Resolution:
         self._walked: list[Node] = []
         self._slice = _FIRST_SLICE
         self._groups: list[list[Node]] = []
+        self._wanted: Collection[EventId] | None = None
         if self._needs_graph:
             self._groups = self._conflicted_by_state(state_sets)
             self._unwalked = list(dict.fromkeys(self._unconflicted.values()))
@@ -118,16 +120,20 @@ class Resolution:
         missing = [event_id for event_id in replayed if event_id not in self._events]
         if missing:
             return missing
+        if self._wanted is None:
+            self._wanted = self._wanted_for([self._events[event_id] for event_id in replayed])
+        return [event_id for event_id in self._wanted if event_id not in self._events]
+
+    def _wanted_for(self, replayed: Sequence[Event]) -> Collection[EventId]:
+        """What is looked at when these events are replayed."""
         wanted: dict[EventId, None] = {}
-        for event_id in replayed:
-            event = self._events[event_id]
-            if self._algorithm is not StateResolution.V1:
-                wanted.update(dict.fromkeys(event.auth_events))
-            if self._algorithm is not StateResolution.V2_1:
-                wanted.update(dict.fromkeys(self._unconflicted_for(event)))
-            if self._rules.room_id_is_create_event_id:
-                wanted[_create_event_id(event.room_id)] = None
-        return [event_id for event_id in wanted if event_id not in self._events]
+        if self._algorithm is not StateResolution.V1:
+            wanted.update(dict.fromkeys(chain.from_iterable([event.auth_events for event in replayed])))
+        if self._algorithm is not StateResolution.V2_1:
+            wanted.update(dict.fromkeys(chain.from_iterable(map(self._unconflicted_for, replayed))))
+        if self._rules.room_id_is_create_event_id:
+            wanted.update(dict.fromkeys([_create_event_id(event.room_id) for event in replayed]))
+        return wanted
 
     def add_events(self, events: Iterable[Event], rejected: Collection[EventId] = frozenset()) -> None:
         """Take in bodies; `rejected` names those of them that are stored as rejected."""
