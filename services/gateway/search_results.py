@@ -109,7 +109,7 @@ def _hunt_of(
 
 
 async def _hunt(database: Database, hunt: Hunt, request: SearchRequest) -> Hits:
-    async with database.reading() as tx:
+    async with database.snapshot() as tx:
         # One more than a page tells whether there are more.
         return await (find_best(tx, hunt) if request.by_rank else find_recent(tx, hunt, request.limit + 1))
 

@@ -1,8 +1,8 @@
 """The search index of a room shard: which events have which words.
 
-A projection of rooms.events. Two ways lead to the hits. The newest rows of each room are looked through first: that
-finds words that are frequent, of which the word index would bring far too many, and it is all there is for users with
-small rooms. What is not frequent there is looked up in the index.
+A projection of rooms.events. Two ways lead to the hits. The newest rows of each room are looked through first, few and
+then more: that finds words that are frequent, of which the word index would bring far too many, and it is all there is
+for users with small rooms. What is not frequent there is looked up in the indexes of words and rooms.
 
 Spec: C-S API §Server Side Search.
 """
@@ -16,10 +16,11 @@ from matrixcore.identifiers import EventId, RoomId, UserId
 from tessera.search_texts import SEARCHED_TYPES, SearchKind
 from tessera.storage.database import Transaction
 
-LOOKED_THROUGH = 10_000  # newest rows of all rooms together, by and large
+LOOKED_THROUGH = (2_500, 10_000)  # newest rows of all rooms together, by and large; the second if a word is frequent
+FREQUENT = 0.03  # share of the rows looked through
 MIN_WINDOW = 10  # rows of one room
 RANKED = 1_000  # the newest hits, among which the best are found
-FREQUENT = 300  # hits among the newest rows, by which the best are found without the index
+ENOUGH = 300  # hits among the newest rows, by which the best are found without the index
 MAX_WORDS = 20
 _HIGHEST_TS = (1 << 63) - 1
 _TERM = re.compile(r'"([^"]*)"|(\S+)')
@@ -128,14 +129,16 @@ LEFT JOIN (
 ) h ON true
 """
 
-# The rooms as an expression: an index of theirs must not be taken in place of the words'.
+# Which of the two indexes is read, or what both have in common, depends on the words and the rooms, so that this is
+# planned for each.
+_PLAN_FOR_VALUES = "SET LOCAL plan_cache_mode = force_custom_plan"
+
 _LOOK_UP = """
 SELECT ts_rank_cd(h.words, to_tsquery('simple', $1)), h.ts, h.event_id, h.room_id, h.total
 FROM (
     SELECT s.*, count(*) OVER () AS total
     FROM rooms.search s
-    JOIN unnest($2::text[]) AS w (room_id) ON w.room_id = s.room_id || ''
-    WHERE s.words @@ to_tsquery('simple', $1) AND s.kind = ANY($3::smallint[])
+    WHERE s.room_id = ANY($2::text[]) AND s.words @@ to_tsquery('simple', $1) AND s.kind = ANY($3::smallint[])
       AND (s.ts, s.event_id COLLATE "C") < ($4, $5) {conditions}
     ORDER BY s.ts DESC, s.event_id COLLATE "C" DESC LIMIT $6
 ) h
@@ -203,34 +206,41 @@ async def list_sources(tx: Transaction, room_id: RoomId, after: tuple[int, int],
 
 
 async def find_recent(tx: Transaction, hunt: Hunt, limit: int) -> Hits:
-    """The newest hits, newest first."""
-    hits, cut = await _look_through(tx, hunt)
-    exact = [hit for hit in hits if cut is None or hit.ts >= cut]
-    if cut is not None and len(exact) < limit:
-        return await _look_up(tx, hunt, limit)
-    exact.sort(key=lambda hit: hit[1:], reverse=True)
-    return Hits(exact[:limit], len(hits))
+    """The newest hits, newest first; in a transaction."""
+    for rows in LOOKED_THROUGH:
+        hits, cut = await _look_through(tx, hunt, rows)
+        exact = [hit for hit in hits if cut is None or hit.ts >= cut]
+        if cut is None or len(exact) >= limit:
+            exact.sort(key=lambda hit: hit[1:], reverse=True)
+            return Hits(exact[:limit], len(hits))
+        if len(hits) < FREQUENT * rows:
+            break
+    return await _look_up(tx, hunt, limit)
 
 
 async def find_best(tx: Transaction, hunt: Hunt) -> Hits:
-    """The best hits first: of all, or of the newest where there are very many."""
-    hits, cut = await _look_through(tx, hunt)
-    found = Hits(hits, len(hits))
-    if cut is not None and len(hits) < FREQUENT:
-        found = await _look_up(tx, hunt, RANKED)
+    """The best hits first: of all, or of the newest where there are very many; in a transaction."""
+    for rows in LOOKED_THROUGH:
+        hits, cut = await _look_through(tx, hunt, rows)
+        if cut is None or len(hits) >= ENOUGH:
+            return Hits(sorted(hits, reverse=True), len(hits))
+        if len(hits) < FREQUENT * rows:
+            break
+    found = await _look_up(tx, hunt, RANKED)
     return found._replace(hits=sorted(found.hits, reverse=True))
 
 
-async def _look_through(tx: Transaction, hunt: Hunt) -> tuple[list[Hit], int | None]:
+async def _look_through(tx: Transaction, hunt: Hunt, rows: int) -> tuple[list[Hit], int | None]:
     """Hits among the newest rows, and the time below which there are others; None if there are none."""
-    window = max(MIN_WINDOW, LOOKED_THROUGH // max(1, len(hunt.rooms)))
+    window = max(MIN_WINDOW, rows // max(1, len(hunt.rooms)))
     query, values = _statement(_LOOK_THROUGH, hunt, window)
-    rows = await tx.fetch(query, *values)
-    return [Hit(*row[1:]) for row in rows if row[1] is not None], rows[0][0]
+    found = await tx.fetch(query, *values)
+    return [Hit(*row[1:]) for row in found if row[1] is not None], found[0][0]
 
 
 async def _look_up(tx: Transaction, hunt: Hunt, limit: int) -> Hits:
     query, values = _statement(_LOOK_UP, hunt, limit)
+    await tx.execute(_PLAN_FOR_VALUES)
     rows = await tx.fetch(query, *values)
     hits = sorted((Hit(*row[:4]) for row in rows), key=lambda hit: hit[1:], reverse=True)
     return Hits(hits, rows[0][4] if rows else 0)

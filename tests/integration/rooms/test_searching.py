@@ -15,7 +15,7 @@ from tessera.bus import LocalRecordBus
 from tessera.clock import FakeClock
 from tessera.record_consumer import RecordConsumer
 from tessera.search_rebuilding import SearchRebuilder
-from tessera.storage import account_data, erased_users, user_rooms
+from tessera.storage import account_data, erased_users, search, user_rooms
 from tessera.storage.database import Database
 from tessera.storage.shards import RoomShards
 from tessera.storage.user_rooms import MembershipChange
@@ -301,3 +301,38 @@ async def test_the_number_of_statements_does_not_grow_with_the_results(
         counts.append(count.statements)
     assert len(found["results"]) == 32
     assert counts[0] == counts[1] <= 10
+
+
+async def test_frequent_and_rare_words_are_found_either_way(
+    alice: Client, room: SeededRoom, accounts: Database, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await listed(accounts, ALICE)
+    monkeypatch.setattr(search, "MIN_WINDOW", 1)
+    texts = [
+        "the oldest whale",
+        *(f"the whale {number}" for number in range(12)),
+        *(f"the {number}" for number in range(8)),
+    ]
+    for text in texts:
+        await room.message(ALICE, text)
+    await index()
+    asked: list[str] = []
+    real = search._look_up
+
+    async def note(*args: Any) -> search.Hits:
+        asked.append("look up")
+        return await real(*args)
+
+    monkeypatch.setattr(search, "_look_up", note)
+    for windows, looked_up in (((100,), False), ((5, 16), False), ((5, 8), True), ((1,), True)):
+        monkeypatch.setattr(search, "LOOKED_THROUGH", windows)
+        asked.clear()
+        found = await find(alice, "the", order_by="recent", filter={"limit": 10})
+        assert bodies(found) == texts[:-11:-1]
+        assert bool(asked) is looked_up
+    # What is not in the first window is not looked for in the second.
+    monkeypatch.setattr(search, "LOOKED_THROUGH", (5, 100))
+    asked.clear()
+    assert bodies(await find(alice, "oldest")) == ["the oldest whale"]
+    assert asked == ["look up"]
+    assert sorted(bodies(await find(alice, "whale", filter={"limit": 20}))) == sorted(texts[:13])
