@@ -241,7 +241,9 @@ class _Judging:
         for event, is_state in events.values():
             if is_state and event.state_tuple == CREATE:
                 self._create = event
-            if self._create is None or event.event_id in self._judged:
+        for event_id in in_citing_order({event_id: event.auth_events for event_id, (event, _) in events.items()}):
+            event, _ = events[event_id]
+            if self._create is None or event_id in self._judged:
                 continue
             if all(cited in self._judged and cited in self._cited for cited in event.auth_events):
                 self._cited[event.event_id] = event
