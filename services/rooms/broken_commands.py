@@ -102,6 +102,12 @@ class BrokenCommands:
             counted = [command for command in commands if command.id in self._counted]
             batch.add("attempts_gone", ((command.partition, command.id) for command in counted))
 
+    def forget(self) -> None:
+        """All that was to be decided is, or is somebody else's to decide, who counts anew."""
+        self._attempts.clear()
+        self._counted.clear()
+        self.parts.clear()
+
     def settle(self, outcomes: Iterable[Outcome]) -> None:
         """These commands are decided."""
         for outcome in outcomes:

@@ -56,6 +56,14 @@ class _Decided(Exception):
         self.outcomes = outcomes
 
 
+class _PartitionLost(Exception):
+    """A partition went while its batch was built; nothing was written, and somebody decides its commands anew."""
+
+    def __init__(self, partition: int) -> None:
+        super().__init__()
+        self.partition = partition
+
+
 @dataclass(slots=True)
 class _Gathered:
     """Commands to be decided together, and where they came from.
@@ -143,7 +151,7 @@ class Decider:
             for part in _apart(commands):
                 await self._decide(part)
         finally:
-            self._broken.parts.clear()
+            self._broken.forget()
             if gathered.trace is not None:
                 gathered.trace.end()
         self._rooms.evict()
@@ -172,6 +180,8 @@ class Decider:
                 await self._answer_decided(decided.outcomes)
                 known = {outcome.command_id for outcome in decided.outcomes}
                 commands = [command for command in commands if command.id not in known]
+            except _PartitionLost as lost:
+                commands = [command for command in commands if command.partition != lost.partition]
             except CommitRefused as refused:
                 metrics.RETRIES.labels("refused").inc()
                 self._rooms.forget({command.room_id for command in commands})
@@ -197,6 +207,9 @@ class Decider:
                 metrics.RETRIES.labels("unforeseen").inc()
                 log.exception("batch failed", commands=len(commands))
                 self._rooms.forget({command.room_id for command in commands})
+                if len(commands) == 1 and not self._broken.is_dead(commands[0]):
+                    self._broken.note(commands[0])
+                    continue
                 await self._bisect(commands)
                 return
         self._partitions.lose({command.partition for command in commands}, "no progress")
@@ -255,7 +268,8 @@ class Decider:
     def _partition_works(self, commands: Sequence[Command]) -> dict[int, PartitionWork]:
         works: dict[int, PartitionWork] = {}
         for partition in sorted({command.partition for command in commands}):
-            owned = self._partitions.get(partition)
+            if (owned := self._partitions.find(partition)) is None:
+                raise _PartitionLost(partition)
             works[partition] = PartitionWork(partition, owned.epoch, owned.incarnation, owned.head, owned.head)
         return works
 
@@ -289,7 +303,7 @@ class Decider:
         for partition, part in building.partitions.items():
             owned = self._partitions.find(partition)
             if owned is None or owned.epoch != part.epoch:
-                raise CommitUnknown("the partition was lost while its batch was built")
+                raise _PartitionLost(partition)
             done_offset = owned.done_with(finished[partition])
             guards.append(self._partitions.guard(owned, part.head, part.position, done_offset))
         return guards

@@ -108,10 +108,6 @@ class OwnedPartitions:
         """Read commands here; before anything else."""
         self._reader = reader
 
-    def get(self, partition: int) -> OwnedPartition:
-        """A partition that is known to be here; KeyError otherwise."""
-        return self._owned[partition]
-
     def find(self, partition: int) -> OwnedPartition | None:
         """A partition; None if it is not written here, or no more."""
         return self._owned.get(partition)

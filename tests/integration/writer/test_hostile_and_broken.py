@@ -1,6 +1,7 @@
 """The writer outlives what clients send and what PostgreSQL does. DESIGN section 2, invariants 3 and 11; section 11."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from test_batches import Poison
@@ -8,6 +9,7 @@ from writer_world import ALICE, World, message
 
 from matrixcore.identifiers import RoomId
 from services.rooms import deciding
+from services.rooms.foreseeing import Foreseen
 from tessera.bus.admission import UNDONE_LIMIT
 from tessera.commands import Append, NewEvent, OutcomeStatus
 from tessera.storage import dead_letters, writer_batch
@@ -93,7 +95,8 @@ async def test_what_was_bisected_leaves_no_offset_undone(world: World, monkeypat
         texts = ["good 1", "good 2", "good 3", "poison", "good 4", "good 5", "poison too", "good 6"]
         sends = [world.command(pair[number % 2], message(text)) for number, text in enumerate(texts)]
         await asyncio.gather(*map(world.submit, sends))
-        (owned,) = [one._partitions.get(partition) for one in writer.writers if partition in one.partitions]
+        (owned,) = [one._partitions.find(partition) for one in writer.writers if partition in one.partitions]
+        assert owned is not None
         assert not owned.undone
         assert owned.done_offset == owned.taken_offset
         for start in range(0, UNDONE_LIMIT + 200, 200):
@@ -133,6 +136,42 @@ async def test_what_ends_its_writer_again_and_again_is_a_dead_letter(
             assert [letter.command_id for letter in await dead_letters.list_dead_letters(tx, 10)] == [sends[1].id]
             assert await tx.fetchval("SELECT count(*) FROM rooms.command_attempts") == 0
         await world.accepted(room_id, message("after"))
+
+
+async def test_a_partition_that_goes_while_its_batch_is_built_takes_no_command_with_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.writer() as writer:
+        room_id = await world.new_room()
+        partition = world.shards.partition_of(room_id)
+        foresee, losses = deciding.foresee, iter((True, True))
+
+        async def foresee_and_lose(*args: Any) -> Foreseen:
+            if next(losses, False):
+                for one in writer.writers:
+                    one._partitions.lose([partition], "a test")
+            return await foresee(*args)
+
+        monkeypatch.setattr(deciding, "foresee", foresee_and_lose)
+        assert (await world.accepted(room_id, message("as ever"))).position > 0
+        assert next(losses, None) is None
+        async with world.shards.of_room(room_id).reading() as tx:
+            assert await dead_letters.list_dead_letters(tx, 10) == []
+
+
+async def test_what_breaks_the_writer_once_is_tried_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world.writer():
+        room_id = await world.new_room()
+        foresee, breaks = deciding.foresee, iter((True, True))
+
+        async def foresee_and_break(*args: Any) -> Foreseen:
+            if next(breaks, False):
+                raise RuntimeError("nobody foresaw this")
+            return await foresee(*args)
+
+        monkeypatch.setattr(deciding, "foresee", foresee_and_break)
+        assert (await world.accepted(room_id, message("as ever"))).position > 0
+        assert next(breaks, None) is None
 
 
 async def test_stop_before_the_start_returns(world: World) -> None:
