@@ -30,7 +30,7 @@ from services.sync.user_states import UserState
 from tessera.event_serving import Reader, close_form, serve_live_event
 from tessera.pagination_token import encode_page_token, point_before
 from tessera.records import EventBody, LogRecord, OrderKey, Receipt, ReceiptsBody, RecordKind
-from tessera.storage import read_positions, sync_accounts, sync_reads
+from tessera.storage import read_positions, sync_accounts, sync_reads, sync_unread
 from tessera.storage.presence import Presence
 from tessera.storage.sync_accounts import DeviceKeyCounts
 from tessera.storage.to_device import StoredMessage
@@ -41,6 +41,7 @@ from tessera.unread import Count, RoomUnread, count_unread, push_room, read_poin
 _MEMBER = "m.room.member"
 _NAMING = ("m.room.name", "m.room.canonical_alias")
 _SILENT_ENTRIES = frozenset((UserLogKind.TO_DEVICE, UserLogKind.ONE_TIME_KEYS, UserLogKind.SESSION_ENDED))
+_RECOUNTING = frozenset((RecordKind.REDACTION_APPLIED, RecordKind.PURGED))  # after these fewer events may count
 _PLAIN_KINDS = frozenset((RecordKind.EVENT, RecordKind.RECEIPTS, RecordKind.REDACTION_APPLIED, RecordKind.DEVICE_LISTS))
 
 
@@ -173,7 +174,6 @@ class LiveAnswers:
                 if is_shown:
                     room.events.append((record.position, body))
             elif record.kind is RecordKind.REDACTION_APPLIED:
-                state.unread.pop(room.tail.room_id, None)
                 room.is_recounted = True
         limit = request.timeline_limit
         if len(room.events) > limit:
@@ -324,18 +324,21 @@ class LiveAnswers:
             state.unread[tail.room_id] = (max(known[0], tail.last), counts)
             return counts
         head, log_head = tail.last, state.log_head
-        counts = await self._count(state, tail.room_id)
-        if state.log_head == log_head and tail.last == head:
+        counts, position = await self._count(state, tail.room_id)
+        # What was counted before it was heard of would be counted again when it is.
+        if state.log_head == log_head and tail.last == head == position:
             state.unread[tail.room_id] = (head, counts)
         return counts
 
-    async def _count(self, state: UserState, room_id: RoomId) -> RoomUnread:
+    async def _count(self, state: UserState, room_id: RoomId) -> tuple[RoomUnread, int]:
+        """The counts, and a position above which none of the room's records was counted."""
         snapshots = self._snapshots
         async with snapshots.accounts.reading() as accounts:
             points = read_points(await read_positions.list_of_room(accounts, state.user_id, room_id))
         async with snapshots.shards.of_room(room_id).reading() as tx:
             counted = await count_unread(tx, state.user_id, [room_id], points, state.evaluator, None, state.ignored)
-        return counted[room_id]
+            position = await sync_unread.get_last_position(tx, room_id)
+        return counted[room_id], position
 
     def _add_typing(self, state: UserState, request: SyncRequest, since: SyncToken, join: dict[RoomId, Json]) -> None:
         board = self._snapshots.typing
@@ -448,10 +451,12 @@ def _needed_members(request: SyncRequest, room: _LiveRoom, known: frozenset[User
 
 
 def _advanced(state: UserState, tail: RoomTail, known: tuple[int, RoomUnread]) -> RoomUnread | None:
-    """Counts brought up to the tail's end; None if an event's part cannot be told."""
+    """Counts brought up to the tail's end; None if what a record changed cannot be told."""
     position, before = known
     main, threads = before.main, dict(before.threads)
     for record in tail.after(position):
+        if record.kind in _RECOUNTING:
+            return None
         if not isinstance(record.body, EventBody):
             continue
         body = record.body

@@ -170,6 +170,14 @@ WHERE e.sub = 0
 ORDER BY w.room_id, e.anchor
 """  # noqa: S608  constant text
 
+_LAST_POSITION = "SELECT last_position FROM rooms.rooms WHERE room_id = $1"
+
+
+async def get_last_position(tx: Transaction, room_id: RoomId) -> int:
+    """The position of the newest record of a room that is here."""
+    position: int = await tx.fetchval(_LAST_POSITION, room_id)
+    return position
+
 
 async def count(
     tx: Transaction,

@@ -539,6 +539,35 @@ async def test_mentions_highlight(world: World) -> None:
     assert counts == {"highlight_count": 0, "notification_count": 0}
 
 
+async def test_what_was_counted_before_it_is_heard_of_is_counted_once(world: World) -> None:
+    room_id = await world.room(ALICE, BOB)
+    oops = await world.writer.message(room_id, ALICE, "oops")
+    await world.publish(oops)
+    bob = world.client(BOB)
+    await bob.sync()
+    await world.publish(await world.writer.redact(room_id, ALICE, oops.records[0]))
+    later = await world.writer.message(room_id, ALICE, "committed, and not heard of yet")
+    await bob.sync()
+    await world.publish(later)
+    assert joined(await bob.sync(), room_id)["unread_notifications"]["notification_count"] == 1
+
+
+async def test_counts_from_before_a_redaction_are_not_counted_on_from(world: World) -> None:
+    """As when a request that began before it ends after it."""
+    room_id = await world.room(ALICE, BOB)
+    oops = await world.writer.message(room_id, ALICE, "oops")
+    await world.publish(oops)
+    bob = world.client(BOB)
+    await bob.sync()
+    state = await world.services[0].instance.users.get(BOB)
+    before = state.unread[room_id]
+    await world.publish(await world.writer.redact(room_id, ALICE, oops.records[0]))
+    await bob.sync()
+    state.unread[room_id] = before
+    await world.say(room_id, ALICE, "hello")
+    assert joined(await bob.sync(), room_id)["unread_notifications"]["notification_count"] == 1
+
+
 async def test_a_muted_room_does_not_count(world: World) -> None:
     room_id = await world.room(ALICE, BOB)
     bob = world.client(BOB)
