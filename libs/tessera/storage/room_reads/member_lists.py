@@ -12,7 +12,7 @@ from matrixcore.identifiers import EventId, RoomId, UserId
 from tessera.records import OrderKey, RecordKind
 from tessera.storage.database import Transaction
 
-MAX_NEW_RECORDS = 2_000  # of the room; after more of them nobody looks what they changed
+MAX_NEWS = 2_000  # of a room: records, and changes of its state; after more of them nobody looks what they changed
 
 
 class MemberRow(NamedTuple):
@@ -55,6 +55,7 @@ _COLUMNS = """s.state_key, s.membership, e.event_id, e.anchor, e.sub, e.origin_s
         SELECT n.pdu FROM rooms.events n WHERE n.room_id = e.room_id AND n.event_id = e.redacted_by
     ) END"""
 
+# Where changes are looked for, their order and limit keep PostgreSQL from the index in the order of types and users.
 # Constant text is put together here; values are always parameters.
 _CURRENT = f"""
 SELECT {_COLUMNS} FROM rooms.current_state s
@@ -81,9 +82,11 @@ _CHANGES = f"""
 WITH news AS MATERIALIZED (
     SELECT g.event_id, g.kind FROM rooms.records g
     WHERE g.room_id = $1 AND g.position > $2 ORDER BY g.position LIMIT $4
+), states AS MATERIALIZED (
+    SELECT h.type, h.state_key FROM rooms.state_history h
+    WHERE h.room_id = $1 AND h.anchor > $2 ORDER BY h.anchor, h.sub LIMIT $4
 ), changed AS (
-    SELECT h.state_key FROM rooms.state_history h
-    WHERE h.room_id = $1 AND h.anchor > $2 AND h.type = 'm.room.member'
+    SELECT states.state_key FROM states WHERE states.type = 'm.room.member'
     UNION
     SELECT target.state_key FROM news
     JOIN rooms.events e ON e.room_id = $1 AND e.event_id = news.event_id
@@ -94,15 +97,16 @@ WITH news AS MATERIALIZED (
 SELECT p.incarnation, r.last_position, ARRAY(
     SELECT DISTINCT (SELECT count(*)::integer FROM unnest($3::text[]) AS s (up_to) WHERE s.up_to < changed.state_key)
     FROM changed
-), (SELECT count(*) FROM news) = $4
+), (SELECT count(*) FROM news) = $4 OR (SELECT count(*) FROM states) = $4
 FROM rooms.rooms r JOIN rooms.partitions p ON p.partition = r.partition
 WHERE r.room_id = $1
 """  # noqa: S608  constant text
 
 _HAVE_CHANGED = """
-SELECT EXISTS (
-    SELECT FROM rooms.state_history WHERE room_id = $1 AND (anchor, sub) > ($2, $3) AND type = 'm.room.member'
-)
+SELECT coalesce(bool_or(h.type = 'm.room.member'), false) OR count(*) = $4 FROM (
+    SELECT type FROM rooms.state_history WHERE room_id = $1 AND (anchor, sub) > ($2, $3)
+    ORDER BY anchor, sub LIMIT $4
+) h
 """
 
 
@@ -131,11 +135,11 @@ async def find_changes(tx: Transaction, room_id: RoomId, since: int, ends: Seque
     Args:
         ends: the last users of all stretches but the last one.
     """
-    row = await tx.fetchrow(_CHANGES, room_id, since, list(ends), MAX_NEW_RECORDS)
+    row = await tx.fetchrow(_CHANGES, room_id, since, list(ends), MAX_NEWS)
     return None if row is None else MemberChanges(*row)
 
 
 async def have_members_changed(tx: Transaction, room_id: RoomId, since: OrderKey) -> bool:
-    """Whether a member event came or went above a point of the room's order."""
-    changed: bool = await tx.fetchval(_HAVE_CHANGED, room_id, since.anchor, since.sub)
+    """Whether a member event came or went above a point of the room's order, or so much happened that nobody looked."""
+    changed: bool = await tx.fetchval(_HAVE_CHANGED, room_id, since.anchor, since.sub, MAX_NEWS)
     return changed
