@@ -22,7 +22,12 @@ export async function register(username) {
         assert.ok(session, `no UIA session: ${error}`);
     }
     await anonymous.registerRequest({ ...body, auth: { type: "m.login.dummy", session } });
-    const login = await anonymous.loginRequest({
+    return logIn(username);
+}
+
+// Another device of someone who is registered.
+export async function logIn(username) {
+    const login = await sdk.createClient({ baseUrl }).loginRequest({
         type: "m.login.password",
         identifier: { type: "m.id.user", user: username },
         password: `${username}-secret`,
@@ -54,4 +59,11 @@ export function until(what, condition) {
 export async function restartServer() {
     console.log("RESTART");
     await input.next();
+}
+
+export async function refused(promise, errcode) {
+    await assert.rejects(promise, (error) => {
+        assert.equal(error.errcode, errcode, String(error));
+        return true;
+    });
 }
