@@ -23,7 +23,7 @@ test: check $(JS)
 	@$(BIN)/python -m tests.surroundings
 	$(PYTEST) tests/unit tests/integration tests/hostile -n 2 --dist loadfile
 	$(PYTEST) tests/simulation
-	$(PYTEST) tests/interop -k 'not (js and cluster)' $(LONG:%=--ignore=%)  # those take minutes: make test-interop
+	$(PYTEST) tests/interop -k 'not ((js or nio_walk) and cluster)' $(LONG:%=--ignore=%)  # those take minutes: make test-interop
 	$(MAKE) --no-print-directory chaos-short
 
 check: $(DEVELOPMENT)
