@@ -1,5 +1,6 @@
 """The databases of a process: reached, with schemas that this release understands, and pools on them."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -12,13 +13,14 @@ from tessera.service import CannotStart
 from tessera.storage import partitions as partition_rows
 from tessera.storage.database import Database, DatabaseUnavailable
 from tessera.storage.durability import find_unsafe_settings
-from tessera.storage.migrations import Tree, migrate, require_current
+from tessera.storage.migrations import MigrationError, Tree, migrate, require_current
 from tessera.storage.placement import get_placement, settle_placement
 from tessera.storage.shards import RoomShards
 
 log = structlog.get_logger(__name__)
 
 Progress = Callable[[str], None]
+LOOK_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ async def open_stores(settings: Settings, *, progress: Progress) -> AsyncIterato
 async def reach_stores(settings: Settings, name: str) -> AsyncIterator[Stores]:
     """Open pools on databases that `tessera migrate` has prepared: one process of many changes no schema.
 
+    Of several room shards some may be away: they are used when they are back and have been found in order.
+
     Args:
         name: of the process; PostgreSQL shows it in pg_stat_activity.
 
@@ -70,7 +74,7 @@ async def reach_stores(settings: Settings, name: str) -> AsyncIterator[Stores]:
     accounts_dsn = settings.accounts_dsn
     if accounts_dsn is None:
         raise CannotStart("separate processes need a PostgreSQL that they all reach: set tessera.accounts_dsn")
-    async with _reach(settings, accounts_dsn, name) as stores:
+    async with _reach(settings, accounts_dsn, name, without_shards=True, shut=True) as stores:
         yield stores
 
 
@@ -98,23 +102,55 @@ async def running_stores(settings: Settings, name: str, *, without_shards: bool 
 
 @asynccontextmanager
 async def _reach(
-    settings: Settings, accounts_dsn: str, name: str, *, without_shards: bool = False
+    settings: Settings, accounts_dsn: str, name: str, *, without_shards: bool = False, shut: bool = False
 ) -> AsyncIterator[Stores]:
+    """The pools of the databases that are there.
+
+    Args:
+        shut: whether shards that are away are kept shut until they have been looked at.
+    """
     shard_dsns = settings.shard_dsns(accounts_dsn)
-    away: set[str] = set()
+    names = {dsn: shard for shard, dsn in shard_dsns.items()}
+    away: dict[str, str] = {}
     await require_current(accounts_dsn, Tree.ACCOUNTS)
-    for dsn in dict.fromkeys(shard_dsns.values()):
+    for dsn, shard in names.items():
         try:
             await require_current(dsn, Tree.ROOMS)
-        except DatabaseUnavailable:
-            if not without_shards or dsn == accounts_dsn:
+        except DatabaseUnavailable as error:
+            away[dsn] = shard
+            if not without_shards or dsn == accounts_dsn or (shut and len(away) == len(names)):
                 raise
-            away.add(dsn)
+            log.warning("shard is away", shard=shard, error=str(error))
     async with AsyncExitStack() as stack:
-        accounts, shards = await _connect(stack, settings, accounts_dsn, shard_dsns, f"tessera {name}", away)
+        accounts, shards = await _connect(stack, settings, accounts_dsn, shard_dsns, f"tessera {name}", away, shut=shut)
         async with accounts.reading() as tx:
             placement = await get_placement(tx, settings.tessera.partitions, list(shards))
+        if away and shut:
+            opening = asyncio.create_task(_open_returned(settings, {dsn: shards[shard] for dsn, shard in away.items()}))
+            stack.callback(opening.cancel)
         yield Stores(accounts, RoomShards(shards, placement, settings.tessera.partitions))
+
+
+async def _open_returned(settings: Settings, away: dict[str, Database]) -> None:
+    """Let those be used that have come back, once they are known to be what a start asks for."""
+    while away:
+        await asyncio.sleep(LOOK_SECONDS)  # nobody says that a database is back
+        for dsn, database in tuple(away.items()):
+            try:
+                await require_current(dsn, Tree.ROOMS)
+                probe = await Database.connect(dsn, max_size=1, pgbouncer=settings.tessera.pgbouncer)
+                try:
+                    await _require_durability(settings, probe, "a shard that is back")
+                finally:
+                    await probe.close()
+            except DatabaseUnavailable:
+                continue
+            except (CannotStart, MigrationError) as error:
+                log.error("a shard that is back is not used", error=str(error))
+                continue
+            database.open()
+            del away[dsn]
+            log.warning("a shard is back")
 
 
 async def _connect(
@@ -124,6 +160,8 @@ async def _connect(
     shard_dsns: dict[str, str],
     application_name: str,
     away: Collection[str] = (),
+    *,
+    shut: bool = False,
 ) -> tuple[Database, dict[str, Database]]:
     """A pool for each database, however many roles it has; those that are away are connected to when they are asked."""
     pool = settings.pool
@@ -135,6 +173,7 @@ async def _connect(
             max_size=pool.max_size,
             pgbouncer=settings.tessera.pgbouncer,
             application_name=application_name,
+            is_shut=shut and dsn in away,
         )
         stack.push_async_callback(database.close)
         databases[dsn] = database

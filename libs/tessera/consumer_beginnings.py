@@ -18,6 +18,8 @@ async def begin_at_the_heads(accounts: Database, shards: RoomShards, consumer: s
     cursors: dict[int, Cursor] = {}
     for name in shards.names:
         missing = [partition for partition in shards.partitions_of(name) if partition not in known]
+        if not missing:  # the shard may even be away
+            continue
         async with shards.databases[name].reading() as tx:
             heads = await list_heads(tx, missing)
         cursors |= {partition: Cursor(head.incarnation, head.position) for partition, head in heads.items()}

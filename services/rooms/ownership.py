@@ -80,7 +80,7 @@ class Ownership:
         self._may_give = asyncio.Event()
         self._giving = asyncio.Lock()
         self._stopping = False
-        self.ready = asyncio.Event()  # a first look at the leases has been taken
+        self.ready = asyncio.Event()  # a first look at the leases has been taken, or is impossible now
 
     @property
     def epochs(self) -> dict[int, int]:
@@ -107,6 +107,7 @@ class Ownership:
                     await self._keep(tx)
             except (DatabaseUnavailable, OSError, TimeoutError) as error:
                 log.warning("leases cannot be kept", error=str(error) or type(error).__name__)
+                self.ready.set()  # of several shards one may be away
                 await self._clock.sleep(LOOK_SECONDS)
             except Exception:  # whoever stops keeping leases stops the rooms
                 log.exception("leases cannot be kept")

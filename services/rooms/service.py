@@ -7,7 +7,7 @@ from functools import partial
 from matrixcore.identifiers import ServerName
 from matrixcore.signing import SigningKey
 from services.rooms import metrics
-from services.rooms.ownership import Owner
+from services.rooms.ownership import LeasesNotKept, Owner
 from services.rooms.room_work import Signer
 from services.rooms.shard_writer import ShardWriter
 from tessera.bus import CommandBus, RecordBus
@@ -77,9 +77,15 @@ class RoomWriter:
             await writer.ready.wait()
 
     async def check_leases(self) -> None:
-        """For /ready. Raises LeasesNotKept."""
+        """For /ready: of several shards some may be away. Raises LeasesNotKept."""
+        troubles: list[LeasesNotKept] = []
         for writer in self.writers:
-            await writer.check_leases()
+            try:
+                await writer.check_leases()
+            except LeasesNotKept as trouble:
+                troubles.append(trouble)
+        if len(troubles) == len(self.writers):
+            raise troubles[0]
 
     async def drain(self) -> None:
         """Hand the partitions over to the other living writers, one at a time in each shard."""

@@ -111,10 +111,13 @@ async def _keep_session(_connection: Any) -> None:
 class Database:
     """A bounded pool of connections to one database."""
 
-    def __init__(self, pool: asyncpg.Pool, *, dsn: str = "", max_waiting: int = MAX_WAITING) -> None:
+    def __init__(
+        self, pool: asyncpg.Pool, *, dsn: str = "", max_waiting: int = MAX_WAITING, is_shut: bool = False
+    ) -> None:
         self._pool = pool
         self._dsn = dsn
         self._is_hanging = False
+        self._is_shut = is_shut
         self._held: dict[Any, float] = {}  # connections in use -> since when, by the loop's clock
         self._waiting = 0
         self._max_waiting = max_waiting
@@ -129,10 +132,12 @@ class Database:
         max_size: int = 10,
         pgbouncer: bool = False,
         application_name: str = "tessera",
+        is_shut: bool = False,
     ) -> "Database":
         """Open a pool.
 
         Args:
+            is_shut: nothing is done with it until `open`.
             pgbouncer: behind a transaction pooler, where prepared statements have no home; it refuses settings, too.
 
         Raises:
@@ -152,7 +157,11 @@ class Database:
             )
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
             raise unreachable(dsn, error) from error
-        return cls(pool, dsn=dsn)
+        return cls(pool, dsn=dsn, is_shut=is_shut)
+
+    def open(self) -> None:
+        """The database may be used."""
+        self._is_shut = False
 
     async def close(self) -> None:
         """Close the pool; statements still running after five seconds are cut off."""
@@ -271,6 +280,8 @@ class Database:
 
     @asynccontextmanager
     async def _connection(self, *, is_kept: bool = False) -> AsyncIterator[Any]:
+        if self._is_shut:
+            raise DatabaseUnavailable("the database was away when this process started, and is not back")
         if self._is_hanging:
             raise DatabaseUnavailable("the database does not answer")
         if self._waiting >= self._max_waiting:

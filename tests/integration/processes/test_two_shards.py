@@ -1,6 +1,7 @@
 """A whole cluster on two room shards in two PostgreSQL servers: partitions move under load, one server goes away."""
 
 import asyncio
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -103,6 +104,20 @@ async def test_partitions_move_under_load_and_a_shard_goes_away(
             while any(not ids <= set(heard.events[room_id]) for room_id, ids in sent_by_now.items()):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         assert not any(one.failures for one in even)
+
+        # Processes that start meanwhile serve the rooms of the first.
+        killed = [one for one in cluster.processes() if one["service"] != "proxy"]
+        for one in killed:
+            cluster.signal(one["name"], signal.SIGKILL)
+        for one in killed:
+            await cluster.until(one["name"], state="ready", not_pid=one["pid"])
+        counts = [len(one.sent) for one in even]
+        async with asyncio.timeout(60):
+            while any(len(one.sent) < count + 20 for one, count in zip(even, counts, strict=True)):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+            sent_by_now = {one.room_id: set(one.sent) for one in even}
+            while any(not ids <= set(heard.events[room_id]) for room_id, ids in sent_by_now.items()):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
         await other.start()
         counts_odd = {partition: len(sending[partition].sent) for partition in odd}
         async with asyncio.timeout(60):
