@@ -23,7 +23,7 @@ from services.sync.rendering import (
     typing_event,
     unread_fields,
 )
-from services.sync.room_tails import RoomTail
+from services.sync.room_tails import MAX_MEMBERS, RoomTail
 from services.sync.snapshot import MAX_TO_DEVICE, Snapshots, SyncAnswer, empty_section
 from services.sync.sync_request import SyncRequest
 from services.sync.user_states import UserState
@@ -295,12 +295,15 @@ class LiveAnswers:
 
     async def members(self, tail: RoomTail, user_ids: set[UserId]) -> dict[UserId, bytes | None]:
         """Member events in client form; those that the tail lacks are read in one query."""
-        missing = {user_id for user_id in user_ids if user_id not in tail.members}
-        if missing:
+        known = {user_id: tail.members[user_id] for user_id in user_ids if user_id in tail.members}
+        if missing := user_ids - known.keys():
+            last = tail.last
             found = await self._snapshots.read_member_forms(tail.room_id, missing)
-            for user_id, form in found.items():
-                tail.members.setdefault(user_id, form)
-        return {user_id: tail.members.get(user_id) for user_id in user_ids}
+            # What was read before the newest record is not kept beyond it.
+            if tail.last == last and len(tail.members) < MAX_MEMBERS:
+                tail.members.update(found)
+            known |= found
+        return {user_id: known.get(user_id) for user_id in user_ids}
 
     async def _summary(self, state: UserState, room: _LiveRoom) -> Json:
         summary: Json = {}
@@ -309,11 +312,13 @@ class LiveAnswers:
             summary["m.joined_member_count"] = newest.joined_count
             summary["m.invited_member_count"] = newest.invited_count
         tail = room.tail
-        if tail.heroes is None:
+        if (heroes := tail.heroes) is None:
+            last = tail.last
             heroes = await self._snapshots.read_heroes(tail.room_id)
-            tail.heroes = heroes
-        if tail.heroes:
-            others = [user_id for user_id in tail.heroes if user_id != state.user_id]
+            if tail.last == last:  # else a member may have come or gone since
+                tail.heroes = heroes
+        if heroes:
+            others = [user_id for user_id in heroes if user_id != state.user_id]
             summary["m.heroes"] = others[: sync_reads.HERO_COUNT]
         return summary
 

@@ -1,6 +1,7 @@
 """GET /sync over HTTP: what clients meet in their first week. Spec: C-S API §Syncing."""
 
 import asyncio
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from prometheus_client import REGISTRY
 from sync_world import ALICE, BOB, CAROL, SyncClient, World
 
 from matrixcore.identifiers import RoomId, UserId
+from services.sync.snapshot import Snapshots
 from tessera.fanout import DeviceWake, TypingChange
 from tessera.storage import device_changes
 from tessera.storage.database import Database
@@ -167,6 +169,53 @@ async def test_summary_and_heroes_only_when_changed(world: World) -> None:
         "m.joined_member_count": 2,
         "m.invited_member_count": 1,
     }
+
+
+async def test_heroes_that_were_read_before_somebody_came_are_not_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room_id = await world.room(ALICE, BOB)
+    bob = world.client(BOB)
+    await bob.sync()
+    read_heroes = Snapshots.read_heroes
+
+    async def read_overtaken(self: Snapshots, room_id: RoomId) -> tuple[UserId, ...]:
+        heroes = await read_heroes(self, room_id)
+        monkeypatch.undo()
+        await world.member(room_id, CAROL, "invite", sender=ALICE)
+        return heroes
+
+    monkeypatch.setattr(Snapshots, "read_heroes", read_overtaken)
+    await world.member(room_id, ALICE, "join", displayname="a")
+    assert joined(await bob.sync(), room_id)["summary"]["m.heroes"] == [ALICE]
+    assert joined(await bob.sync(), room_id)["summary"]["m.heroes"] == [ALICE, CAROL]
+
+
+async def test_a_member_that_was_read_before_a_redaction_is_not_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room_id = await world.room(ALICE, BOB, name="n")
+    carol = await world.writer.member(room_id, CAROL, "join", displayname="a name that must go")
+    await world.publish(carol)
+    for number in range(12):
+        await world.say(room_id, BOB, str(number))
+    bob = world.client(BOB)
+    await bob.sync(filter=LAZY)
+    read_member_forms = Snapshots.read_member_forms
+
+    async def read_overtaken(self: Snapshots, room_id: RoomId, user_ids: Collection[UserId]) -> dict[UserId, bytes]:
+        forms = await read_member_forms(self, room_id, user_ids)
+        monkeypatch.undo()
+        await world.publish(await world.writer.redact(room_id, ALICE, carol.records[0]))
+        return forms
+
+    monkeypatch.setattr(Snapshots, "read_member_forms", read_overtaken)
+    await world.say(room_id, CAROL, "hi")
+    since = bob.since
+    await bob.sync(filter=LAZY)
+    members = joined(await bob.sync(filter=LAZY, since=since), room_id)["state"]["events"]
+    (content,) = [member["content"] for member in members if member["state_key"] == CAROL]
+    assert "displayname" not in content
 
 
 async def test_heroes_come_with_their_members_under_lazy_loading(world: World) -> None:
