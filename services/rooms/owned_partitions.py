@@ -88,7 +88,7 @@ class OwnedPartitions:
         self._lost: set[int] = set()
         self._log = records
         self._has_begun = False
-        self.writing = asyncio.Lock()  # held while a batch is decided: nothing is handed over meanwhile
+        self.writing = asyncio.Lock()  # held while a batch is decided: no partition is handed over or begun meanwhile
         self.pump = Pump(database, records, clock)
         self.ownership = Ownership(database, owner, placed, clock, on_taken=self._on_taken, on_lost=self._on_lost)
 
@@ -209,16 +209,25 @@ class OwnedPartitions:
         """Publish and announce what the last owner committed, then read the partition's commands."""
         partition, reader = taken.partition, self.reader
         await self._republish(taken)
-        if self.ownership.epochs.get(partition) != taken.epoch:
-            return  # lost meanwhile
         # Offsets mean nothing in a topic that was made anew or has lost its end.
         known = taken.topic_id == reader.topic_id and taken.done_offset <= end_offset
         done_offset = taken.done_offset if known else -1
         careful_until = end_offset if known and not taken.clean else -1
-        self._owned[partition] = OwnedPartition(
-            partition, taken.epoch, taken.incarnation, taken.head, done_offset, careful_until, taken_offset=done_offset
-        )
-        self.pump.add_partition(partition, taken.announced, taken.head)
+        async with self.writing:
+            if self.ownership.epochs.get(partition) != taken.epoch:
+                return  # lost meanwhile
+            # A batch that was built when the partition went may have loaded rooms as somebody else then found them.
+            self._rooms.forget_partition(partition)
+            self._owned[partition] = OwnedPartition(
+                partition,
+                taken.epoch,
+                taken.incarnation,
+                taken.head,
+                done_offset,
+                careful_until,
+                taken_offset=done_offset,
+            )
+            self.pump.add_partition(partition, taken.announced, taken.head)
         await reader.assign(partition, done_offset if known else None)
         metrics.PARTITIONS.labels(self._shard).set(len(self._owned))
 

@@ -8,7 +8,7 @@ import pytest
 
 SEEDS = 100  # `make simulation` takes 2,000
 # Seeds that once broke a law: each stays, though what it does changes with the code.
-REMEMBERED = (17, 57, 104, 107, 126, 323, 1500, 2126, 4022, 4099, 10011, 10224, 10376)
+REMEMBERED = (17, 57, 104, 107, 126, 323, 376, 1500, 2126, 4022, 4099, 10011, 10224, 10376)
 pytestmark = pytest.mark.timeout(1_200)
 
 

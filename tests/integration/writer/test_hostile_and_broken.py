@@ -14,6 +14,7 @@ from tessera.bus.admission import UNDONE_LIMIT
 from tessera.commands import Append, NewEvent, OutcomeStatus
 from tessera.storage import dead_letters, writer_batch
 from tessera.storage.database import Transaction
+from tessera.storage.rooms import Loaded, Wanted
 from tessera.storage.writer_batch import CommitResult, CommitUnknown, WriterBatch
 
 END_ALL = """
@@ -157,6 +158,32 @@ async def test_a_partition_that_goes_while_its_batch_is_built_takes_no_command_w
         assert next(losses, None) is None
         async with world.shards.of_room(room_id).reading() as tx:
             assert await dead_letters.list_dead_letters(tx, 10) == []
+
+
+async def test_what_was_loaded_before_a_partition_came_back_is_not_used(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another writer may have had it meanwhile."""
+    async with world.writer() as writer:
+        room_id = await world.new_room()
+        database, partition = world.shards.of_room(room_id), world.shards.partition_of(room_id)
+        load, losses = deciding.load, iter((True,))
+
+        def lose() -> None:
+            for one in writer.writers:
+                one._partitions.lose([partition], "a test")
+
+        async def load_and_lose(tx: Transaction, wanted: Wanted) -> Loaded:
+            loaded = await load(tx, wanted)
+            if next(losses, False):
+                lose()
+                await database.execute("UPDATE rooms.rooms SET invited_count = 7 WHERE room_id = $1", room_id)
+            return loaded
+
+        lose()
+        monkeypatch.setattr(deciding, "load", load_and_lose)
+        await world.accepted(room_id, message("as ever"))
+        assert await database.fetchval("SELECT invited_count FROM rooms.rooms WHERE room_id = $1", room_id) == 7
 
 
 async def test_what_breaks_the_writer_once_is_tried_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
