@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import signal
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -53,19 +54,18 @@ def broker(request: pytest.FixtureRequest) -> Broker | None:
 async def server(broker: Broker | None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ServerProcess]:
     """A server of this test alone: it may be killed."""
     folder = tmp_path_factory.mktemp("server")
-    if broker is None:
-        process = ServerProcess(folder)
+    async with AsyncExitStack() as ends:
+        if broker is None:
+            process = ServerProcess(folder)
+        else:
+            valkey = ValkeyProcess()
+            ends.callback(valkey.remove)
+            valkey.start()
+            kafka = broker.settings(topic_prefix())
+            process = KillableCluster(folder, kafka, valkey.url, COUNTS, tessera={"partitions": 16})
+        ends.push_async_callback(process.stop)
         await process.start()
         yield process
-        await process.stop()
-        return
-    valkey = ValkeyProcess()
-    valkey.start()
-    cluster = KillableCluster(folder, broker.settings(topic_prefix()), valkey.url, COUNTS, tessera={"partitions": 16})
-    await cluster.start()
-    yield cluster
-    await cluster.stop()
-    valkey.remove()
 
 
 @pytest.fixture
