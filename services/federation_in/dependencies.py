@@ -13,6 +13,7 @@ from tessera.clock import Clock
 from tessera.config import Settings
 from tessera.fanout import Fanout
 from tessera.federation.opening import Federation
+from tessera.federation.own_policy_server import OwnPolicyServer
 from tessera.federation.policy_servers import PolicyServers
 from tessera.http.limits import RateLimits
 from tessera.ids import IdSource
@@ -33,6 +34,7 @@ class FederationInDeps:
         bus: the topics themselves, for the names of inbox rows.
         federation: the client, the keyring and whom we federate with.
         bridges: None where there are no application services.
+        own_policy_server: None where this server is no room's.
     """
 
     settings: Settings
@@ -48,11 +50,12 @@ class FederationInDeps:
     federation: Federation
     signing_key: SigningKey
     bridges: NamesOnDemand | None = None
+    own_policy_server: OwnPolicyServer | None = None
 
     @property
     def policy_servers(self) -> PolicyServers:
         """The way to the policy servers of this server's rooms."""
-        return PolicyServers(self.federation.client, self.shards)
+        return PolicyServers(self.federation.client, self.shards, self.own_policy_server)
 
 
 async def federation_in_of(request: Request) -> FederationInDeps:

@@ -8,6 +8,7 @@ from matrixcore.identifiers import ServerName
 from services.federation_in.app import federation_routers, federation_routes, key_routers
 from services.federation_in.dependencies import FederationInDeps
 from services.federation_in.intake import open_intake
+from tessera.federation.own_policy_server import OwnPolicyServer
 from tessera.room_commands import RoomCommands
 from tessera.service import Service, Surroundings
 from tessera.storage.outcomes import ShardOutcomes
@@ -38,6 +39,7 @@ async def open_federation_in(around: Surroundings) -> AsyncIterator[Service]:
         federation=around.require_federation(),
         signing_key=around.signing_key,
         bridges=bridges,
+        own_policy_server=OwnPolicyServer.of(around.settings, around.limits),
     )
     await commands.start()
     try:

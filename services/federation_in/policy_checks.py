@@ -21,6 +21,7 @@ from services.federation_in.room_turns import RoomTurns
 from tessera.clock import Clock
 from tessera.federation.errors import PeerError, PeerRefused
 from tessera.federation.policy_servers import PolicyServers, RoomPolicy
+from tessera.http.errors import MatrixError
 from tessera.storage import inbox
 from tessera.storage.database import Database
 from tessera.storage.inbox import UnsignedRow
@@ -90,8 +91,8 @@ class PolicyChecks:
                     event = load_event(row.pdu, row.event_id, room.rules, room_id=room_id)
                     signed[row.inbox_id] = (await self._servers.ask(server, event)).pdu
                     metrics.POLICY_QUESTIONS.labels("signed").inc()
-                except (PeerError, InvalidEvent) as trouble:
-                    outcome = "refused" if isinstance(trouble, PeerRefused) else "unanswered"
+                except (PeerError, MatrixError, InvalidEvent) as trouble:
+                    outcome = "refused" if isinstance(trouble, PeerRefused | MatrixError) else "unanswered"
                     metrics.POLICY_QUESTIONS.labels(outcome).inc()
                     log.info("not recommended", room_id=room_id, event_id=row.event_id, reason=str(trouble))
 

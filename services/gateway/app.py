@@ -76,6 +76,7 @@ from tessera.bridged_names import BridgedNames
 from tessera.clock import Clock
 from tessera.config import Settings
 from tessera.fanout import Fanout
+from tessera.federation.own_policy_server import OwnPolicyServer
 from tessera.http.app import MatrixApp, create_app
 from tessera.http.limits import RateLimits
 from tessera.ids import IdSource
@@ -220,6 +221,7 @@ def build_gateway(
         propagate_profile=MemberEventPropagator(changes),
         signing_key=signing_key,
         sso=sign_on,
+        own_policy_server=OwnPolicyServer.of(settings, limits),
         receipts=ReceiptBatches(changes),
         claims=claims or authenticator.appservices,
         profile_lookups=GatheredLookups(find_profiles),

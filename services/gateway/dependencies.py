@@ -34,6 +34,7 @@ from tessera.config import Settings
 from tessera.fanout import Fanout
 from tessera.federation.backfilling import Backfiller
 from tessera.federation.client import FederationClient
+from tessera.federation.own_policy_server import OwnPolicyServer
 from tessera.federation.policy_servers import PolicyServers
 from tessera.http.limits import RateLimits
 from tessera.ids import IdSource
@@ -67,6 +68,7 @@ class GatewayDeps:
         backfiller: fetches history from them; None as before.
         spaces: asks them about rooms that are not here; None as before.
         sso: the providers of identities; None where none is configured.
+        own_policy_server: None where this server is no room's.
     """
 
     settings: Settings
@@ -100,6 +102,7 @@ class GatewayDeps:
     backfiller: Backfiller | None = None
     spaces: SpacesElsewhere | None = None
     sso: SingleSignOn | None = None
+    own_policy_server: OwnPolicyServer | None = None
     member_lists: MemberLists = field(default_factory=MemberLists)
 
     @property
@@ -121,7 +124,7 @@ class GatewayDeps:
             self.ids,
             others=self.elsewhere,
             bridges=self.bridges,
-            policy=None if self.peers is None else PolicyServers(self.peers, self.shards),
+            policy=None if self.peers is None else PolicyServers(self.peers, self.shards, self.own_policy_server),
         )
 
     @property

@@ -37,9 +37,18 @@ async def get_wellknown_support(request: Request) -> Response:
     return json_reply(document)
 
 
+async def get_wellknown_policy(request: Request) -> Response:
+    """The key for the m.room.policy of rooms that want this server as their policy server."""
+    own = gateway_of(request).own_policy_server
+    if own is None:
+        raise NotFound("This server is no policy server")
+    return json_reply({"public_keys": {"ed25519": own.key.public_key_base64}})
+
+
 routes = [
     Route("/.well-known/matrix/client", get_wellknown, methods=["GET"]),
     Route("/.well-known/matrix/server", get_server_wellknown, methods=["GET"]),
+    Route("/.well-known/matrix/policy_server", get_wellknown_policy, methods=["GET"]),
     Route("/.well-known/matrix/support", get_wellknown_support, methods=["GET"]),
 ]
 

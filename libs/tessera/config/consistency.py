@@ -5,6 +5,7 @@ import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
+from matrixcore.policy_servers import POLICY_KEY_ID
 from matrixcore.signing import InvalidKey, SigningKey, read_signing_keys
 from tessera.appservices import AppServices, InvalidRegistration, read_registrations
 from tessera.config.errors import ConfigError, Problem
@@ -91,10 +92,11 @@ def file_problems(settings: Settings) -> list[Problem]:
             load_appservices(settings)
         except ConfigError as error:
             problems.extend(error.problems)
-    try:
-        load_signing_keys(settings)
-    except ConfigError as error:
-        problems.extend(error.problems)
+    for load in (load_signing_keys, load_policy_key):
+        try:
+            load(settings)
+        except ConfigError as error:
+            problems.extend(error.problems)
     return problems
 
 
@@ -129,20 +131,40 @@ def load_signing_keys(settings: Settings) -> list[SigningKey]:
     Raises:
         ConfigError: there is none, or what stands there is no key.
     """
-    key = "signing_key" if settings.signing_key is not None else "signing_key_path"
+    if settings.signing_key is None:
+        return _read_key_file(settings.signing_key_file, "signing_key_path")
     try:
-        if settings.signing_key is not None:
-            return read_signing_keys(settings.signing_key.get_secret_value())
-        with settings.signing_key_file.open("rb") as file:
-            text = file.read(_MAX_KEY_FILE_BYTES).decode()
-        return read_signing_keys(text)
-    except OSError as error:
-        reason = f"{settings.signing_key_file} cannot be read: {error.strerror}"
+        return read_signing_keys(settings.signing_key.get_secret_value())
     except InvalidKey as error:
-        reason = f"{settings.signing_key_file}: {error}" if key == "signing_key_path" else str(error)
+        raise ConfigError("signing key", [Problem("signing_key", str(error))]) from None
+
+
+def load_policy_key(settings: Settings) -> SigningKey | None:
+    """The key with which this server recommends events; None if it is no policy server.
+
+    Raises:
+        ConfigError: it cannot be read, or is the server's own.
+    """
+    if (policy := settings.tessera.policy_server) is None:
+        return None
+    name = "tessera.policy_server.signing_key_path"
+    key = _read_key_file(policy.signing_key_path, name)[0]
+    if any(key.seed == own.seed for own in load_signing_keys(settings)):
+        raise ConfigError("signing key", [Problem(name, "must not be the key with which the server signs its events")])
+    return SigningKey(POLICY_KEY_ID.partition(":")[2], key.seed)
+
+
+def _read_key_file(path: Path, name: str) -> list[SigningKey]:
+    try:
+        with path.open("rb") as file:
+            return read_signing_keys(file.read(_MAX_KEY_FILE_BYTES).decode())
+    except OSError as error:
+        reason = f"{path} cannot be read: {error.strerror}"
+    except InvalidKey as error:
+        reason = f"{path}: {error}"
     except UnicodeDecodeError:
-        reason = f"{settings.signing_key_file} is no key file"
-    raise ConfigError("signing key", [Problem(key, reason)])
+        reason = f"{path} is no key file"
+    raise ConfigError("signing key", [Problem(name, reason)])
 
 
 def _named_files(settings: Settings) -> Iterator[tuple[str, Path]]:

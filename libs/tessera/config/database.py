@@ -10,6 +10,7 @@ from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, Posit
 from tessera.config.accounts import Policy
 from tessera.config.federation import FederationSettings
 from tessera.config.kafka import KafkaSettings
+from tessera.config.policy_server import PolicyServerSettings
 from tessera.config.rate_limits import RateLimit
 from tessera.config.redis import RedisSettings
 from tessera.config.sections import Pool, Support
@@ -111,6 +112,7 @@ class TesseraSettings(Section):
         redis: the wake-ups between separate services; one process needs none.
         telemetry: where traces go.
         federation: what Synapse has no keys for.
+        policy_server: what this server recommends in rooms whose policy server it is; absent, it is none's.
     """
 
     data_dir: FilePath = Path()
@@ -133,6 +135,7 @@ class TesseraSettings(Section):
     redis: RedisSettings | None = None
     telemetry: TelemetrySettings = TelemetrySettings()
     federation: FederationSettings = FederationSettings()
+    policy_server: PolicyServerSettings | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] | None = None
     support: Support = Support()

@@ -159,8 +159,10 @@ class Settings(RateLimits, UrlPreviews, AccountKeys, SingleSignOnKeys):
 
     def rate_limits(self) -> dict[str, RateLimit]:
         """Every bucket by its path, our own too: `tessera.rc_refresh`."""
+        policy = self.tessera.policy_server
         return {
             **super().rate_limits(),
+            **({} if policy is None else {"tessera.policy_server.rc_sender": policy.rc_sender}),
             "tessera.rc_refresh": self.tessera.rc_refresh,
             "tessera.rc_sso": self.tessera.rc_sso,
             "tessera.federation.rc_notary": self.tessera.federation.rc_notary,

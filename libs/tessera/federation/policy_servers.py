@@ -15,6 +15,7 @@ from matrixcore.identifiers import RoomId
 from matrixcore.policy_servers import POLICY_KEY_ID, PolicyServer, is_recommended, parse_policy
 from matrixcore.room_versions import ROOM_VERSIONS, RoomVersionRules
 from tessera.federation.errors import PeerAnsweredBadly, PeerError, PeerRefused
+from tessera.federation.own_policy_server import OwnPolicyServer
 from tessera.http.errors import Forbidden, LimitExceeded, MatrixError, NotFound
 from tessera.storage import resident_rooms, room_policies
 from tessera.storage.shards import RoomShards
@@ -50,6 +51,7 @@ class PolicyServers:
 
     client: PolicyClient
     shards: RoomShards
+    own: OwnPolicyServer | None = None  # this one, which asks itself without a request
 
     async def find(self, room_id: RoomId) -> RoomPolicy | None:
         """What current state says; None if the room is not known here."""
@@ -90,8 +92,10 @@ class PolicyServers:
         """An event with what the policy server answers as its signature, which is not checked here.
 
         Raises:
-            PeerError
+            PeerError: or, of this server itself, NotRecommended and LimitExceeded.
         """
+        if self.own is not None and server.name == self.own.name:
+            return add_signature(event, server.name, POLICY_KEY_ID, self.own.sign(event))
         answer = await self.client.post(
             server.name, SIGN_PATH, event.fields, timeout_s=SIGN_SECONDS, max_bytes=MAX_ANSWER_BYTES
         )

@@ -20,7 +20,8 @@ from tests.fixtures.reference_pages import HOW, is_being_written, read_page, wri
 # Without a token, by the specification or because that is what they are for.
 OPEN = frozenset(
     [
-        *("get_versions", "get_wellknown", "get_server_wellknown", "get_wellknown_support", "open_web_client"),
+        *("get_versions", "get_wellknown", "get_server_wellknown", "get_wellknown_support", "get_wellknown_policy"),
+        "open_web_client",
         *("get_login_flows", "login", "refresh", "register", "check_username_availability"),
         # Their proof is in the body: a nonce and a MAC with the shared secret.
         *("get_nonce", "post_registration"),

@@ -4,10 +4,12 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Callable
+from pathlib import Path
 
 from gateway_server import Server, Session
 
 from matrixcore.identifiers import RoomId, UserId
+from matrixcore.signing import SigningKey, encode_base64
 from tessera.storage import directory
 from tessera.storage.directory import RoomSummary
 
@@ -60,6 +62,17 @@ async def test_support_page_and_contacts(make_server: Make) -> None:
     support = {"contacts": [contact], "support_page": "https://test.example/help"}
     server = make_server(tessera={"support": support})
     assert (await server.get("/.well-known/matrix/support")).json() == support
+
+
+async def test_the_key_of_a_policy_server(make_server: Make, tmp_path: Path) -> None:
+    assert (await make_server().get("/.well-known/matrix/policy_server")).status_code == 404
+    key = SigningKey("any", b"\x05" * 32)
+    path = tmp_path / "policy.key"
+    path.write_text(f"ed25519 any {encode_base64(key.seed)}\n")
+    server = make_server(tessera={"policy_server": {"signing_key_path": str(path)}})
+    answer = await server.get("/.well-known/matrix/policy_server")
+    assert answer.json() == {"public_keys": {"ed25519": key.public_key_base64}}
+    assert answer.headers["access-control-allow-origin"] == "*"
 
 
 async def test_browsers_are_sent_to_the_web_client(make_server: Make) -> None:

@@ -26,8 +26,9 @@ from tessera.config import Settings
 from tessera.federation.client import FederationClient
 from tessera.federation.errors import PeerRefused, PeerUnreachable
 from tessera.federation.opening import open_federation
+from tessera.federation.own_policy_server import SENDER_LIMIT, OwnPolicyServer
 from tessera.http.app import create_app
-from tessera.http.limits import LocalRateLimits
+from tessera.http.limits import LocalRateLimits, Rate
 from tessera.storage.database import Database
 from tessera.storage.server_keys import set_server_keys
 
@@ -85,8 +86,8 @@ class PeerWorld:
         origin: ServerName = THERE,
         key: SigningKey = THERE_KEY,
     ) -> httpx.Response:
-        """A signed request of another server. `path` begins behind /_matrix/federation/v1/."""
-        uri = f"/_matrix/federation/v1/{path}"
+        """A signed request of another server. `path` begins behind /_matrix/federation/v1/, or is whole."""
+        uri = path if path.startswith("/") else f"/_matrix/federation/v1/{path}"
         signed: dict[str, Any] = {"method": method, "uri": uri, "origin": origin, "destination": SERVER}
         if body is not None:
             signed["content"] = body
@@ -140,6 +141,7 @@ async def peer_world(world: World, accounts: Database, **overrides: Any) -> Asyn
     async with AsyncExitStack() as stack:
         federation = await stack.enter_async_context(open_federation(settings, [KEY], accounts, clock, world.ids))
         federation = replace(federation, client=cast("FederationClient", peers))
+        limits = LocalRateLimits(clock, {SENDER_LIMIT: Rate(0.001, 3)})
         deps = FederationInDeps(
             settings=settings,
             server_name=SERVER,
@@ -150,9 +152,10 @@ async def peer_world(world: World, accounts: Database, **overrides: Any) -> Asyn
             commands=world.commands,
             bus=world.bus,
             fanout=world.fanout,
-            limits=LocalRateLimits(clock, {}),
+            limits=limits,
             federation=federation,
             signing_key=KEY,
+            own_policy_server=OwnPolicyServer.of(settings, limits),
         )
         intake = await stack.enter_async_context(open_intake(deps))
         state = {"federation_in": deps, "peers": federation.peers, "transactions": intake.transactions}

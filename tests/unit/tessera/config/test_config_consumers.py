@@ -32,6 +32,7 @@ BY_THE_WAY = frozenset(
         "oidc_providers.user_profile_method",
         "report_stats",  # asks for nothing here, whatever its value
         "signing_key_path",
+        "tessera.policy_server.signing_key_path",  # likewise: `load_policy_key`
         "tessera.support",
     ]
 )
