@@ -13,7 +13,7 @@ from tessera.service import CannotStart
 from tessera.storage import partitions as partition_rows
 from tessera.storage.database import Database, DatabaseUnavailable
 from tessera.storage.durability import find_unsafe_settings
-from tessera.storage.migrations import MigrationError, Tree, migrate, require_current
+from tessera.storage.migrations import Tree, migrate, require_current
 from tessera.storage.placement import get_placement, settle_placement
 from tessera.storage.shards import RoomShards
 
@@ -145,8 +145,8 @@ async def _open_returned(settings: Settings, away: dict[str, Database]) -> None:
                     await probe.close()
             except DatabaseUnavailable:
                 continue
-            except (CannotStart, MigrationError) as error:
-                log.error("a shard that is back is not used", error=str(error))
+            except Exception as error:  # an older schema, unsafe settings, gone again: whatever it is may be mended
+                log.error("a shard that is back is not used", error=str(error) or type(error).__name__)
                 continue
             database.open()
             del away[dsn]
