@@ -28,6 +28,7 @@ from services.gateway.sso_redirects import (
     with_login_token,
 )
 from services.gateway.sso_uia import CONFIRM_PATH, confirm_operation, finish_operation
+from tessera.http.errors import Unrecognized
 from tessera.storage import one_time_logins
 from tessera.storage.sso_attempts import SsoAttempt
 
@@ -86,7 +87,7 @@ routes = [
 async def _begin(request: Request, idp_id: str | None) -> Response:
     gateway = gateway_of(request)
     if gateway.sso is None:
-        return _none_here(gateway)
+        raise Unrecognized("This server has no single sign-on")
     given = request.query_params.get("redirectUrl")
     if not given:
         return sso_notice(gateway, "Something is missing", "The app did not say where it is (redirectUrl).", status=400)

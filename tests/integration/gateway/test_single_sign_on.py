@@ -387,8 +387,10 @@ async def test_too_many_at_once_wait(make_server: Make, provider: Provider, brow
 
 async def test_a_server_without_providers(server: Server, browsers: Any) -> None:
     assert "m.login.sso" not in (await server.get("/login")).text
-    for path in (REDIRECT, f"{REDIRECT}/oidc", CALLBACK):
-        assert (await browsers(server).step(path, redirectUrl=CLIENT)).status_code == 404
+    for path in (REDIRECT, f"{REDIRECT}/oidc"):
+        answer = await browsers(server).step(path, redirectUrl=CLIENT)
+        assert (answer.status_code, answer.json()["errcode"]) == (404, "M_UNRECOGNIZED")
+    assert (await browsers(server).step(CALLBACK, redirectUrl=CLIENT)).status_code == 404
 
 
 async def test_the_answer_must_be_of_the_provider_that_was_asked(
