@@ -31,7 +31,7 @@ async def sign_as_policy_server(peer: CurrentPeer, deps: FederationInDep) -> Res
         raise BadJson(error.reason) from None
     if (event.type, event.state_key) == POLICY:
         raise NotRecommended("Events that name policy servers are not theirs to recommend")
-    return json_reply(own.answer(event))
+    return json_reply(own.answer(event, peer.origin))
 
 
 async def require_protected(deps: FederationInDeps, own: OwnPolicyServer, room_id: RoomId) -> RoomPolicy:

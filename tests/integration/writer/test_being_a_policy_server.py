@@ -104,6 +104,25 @@ async def test_what_is_not_recommended(peer: PeerWorld, room: RemoteRoom) -> Non
     assert (status, answer["errcode"]) == (400, "M_BAD_JSON")
 
 
+async def test_only_what_its_hash_covers_is_signed(peer: PeerWorld, room: RemoteRoom) -> None:
+    """The signature is on the hash: for harmless content somebody would else get it for whatever is hashed."""
+    spam = room.message("buy now")
+    status, answer = await ask(peer, {**spam.fields, "content": {"msgtype": "m.text", "body": "hello"}})
+    assert (status, answer["errcode"]) == (400, "M_FORBIDDEN")
+
+
+async def test_others_do_not_use_up_what_a_sender_may_send(peer: PeerWorld, room: RemoteRoom) -> None:
+    event = room.message("hello")
+    own = peer.deps.own_policy_server
+    assert own is not None
+    other = ServerName("other.org")
+    for _ in range(3):
+        own.answer(event, other)
+    with pytest.raises(LimitExceeded):
+        own.answer(event, other)
+    assert (await ask(peer, event))[0] == 200
+
+
 async def test_a_sender_of_too_much_has_to_wait(peer: PeerWorld, room: RemoteRoom) -> None:
     answers = [await ask(peer, room.message(str(number))) for number in range(4)]
     assert [status for status, _ in answers] == [200, 200, 200, 429]
