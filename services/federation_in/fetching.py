@@ -124,16 +124,20 @@ class AncestorFetcher:
             await self.renew_once()
 
     async def renew_once(self) -> None:
-        """Say of each room that is being fetched for that it still is."""
-        rooms: dict[Database, list[RoomId]] = {}
-        for room_id in self._claimed:
-            rooms.setdefault(self._shards.of_room(room_id), []).append(room_id)
-        for database, mine in rooms.items():
+        """Say of each room that is being fetched for that it still is.
+
+        Of one of which it cannot be said somebody else may fetch the same: the work is done twice, and staged once.
+        """
+        try:
+            groups = self._shards.group_rooms(self._claimed)
+        except DatabaseUnavailable as error:  # nobody knows for now where the rooms lie
+            log.warning("rooms not kept", rooms=len(self._claimed), error=str(error))
+            return
+        for shard, mine in groups.items():
             try:
-                async with database.reading() as tx:
+                async with self._shards.databases[shard].reading() as tx:
                     await fetches.renew(tx, mine, self._owner, LEASE_SECONDS)
             except (DatabaseUnavailable, OSError, TimeoutError) as error:
-                # Somebody else may fetch the same then: the work is done twice, and staged once.
                 log.warning("rooms not kept", rooms=len(mine), error=str(error) or type(error).__name__)
 
     async def fetch_room(self, room_id: RoomId) -> bool:

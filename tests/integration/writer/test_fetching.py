@@ -12,11 +12,12 @@ from writer_world import ALICE, World
 from matrixcore.event_hashes import content_hash
 from matrixcore.event_signing import sign_event
 from matrixcore.events import parse_event
-from matrixcore.identifiers import ServerName, UserId
+from matrixcore.identifiers import RoomId, ServerName, UserId
 from matrixcore.signing import SigningKey, encode_base64
 from tessera.commands import Append, NewEvent
 from tessera.storage import fetches
-from tessera.storage.database import Database
+from tessera.storage.database import Database, DatabaseUnavailable
+from tessera.storage.shards import RoomShards
 
 OTHER = ServerName("other.org")
 
@@ -137,13 +138,21 @@ async def test_a_state_without_the_rooms_creation_is_not_believed(peer: PeerWorl
     assert len(peer.peers.asked) == count
 
 
-async def test_a_room_is_kept_while_it_is_fetched_for_and_let_go_by_the_dead(peer: PeerWorld, room: RemoteRoom) -> None:
+async def test_a_room_is_kept_while_it_is_fetched_for_and_let_go_by_the_dead(
+    peer: PeerWorld, room: RemoteRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
     resident = Resident(peer, room)
     database, fetcher = peer.world.shards.of_room(room.room_id), peer.intake.fetcher
     lasts = "SELECT leased_until > now() + interval '1 second' FROM rooms.fetches WHERE room_id = $1"
     leases: list[bool] = []
 
+    def lost(_shards: RoomShards, _rooms: object) -> dict[str, list[RoomId]]:
+        raise DatabaseUnavailable("the placement is not known")
+
     async def slow(body: Mapping[str, Any]) -> dict[str, Any]:
+        with monkeypatch.context() as patch:
+            patch.setattr(RoomShards, "group_rooms", lost)
+            await fetcher.renew_once()  # and the process goes on
         await database.execute("UPDATE rooms.fetches SET leased_until = now() WHERE room_id = $1", room.room_id)
         await fetcher.renew_once()
         leases.append(await database.fetchval(lasts, room.room_id))
