@@ -124,7 +124,7 @@ def _run_apart(seed: int, dsn: str) -> Result:
 def _run_once(seed: int, dsn: str, sending: "Connection[Result, Result]") -> None:
     try:
         report = run_seed(seed, dsn)
-    except Exception as error:
+    except Exception as error:  # whatever it is: the seed is red, and the others go on
         sending.send(Result(seed, f"{type(error).__name__}: {error}"))
     else:
         sending.send(Result(seed, "", report.accepted, len(report.faults), report.virtual_seconds))

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -63,6 +63,18 @@ async def partitions(cluster: ClusterProcess, *words: str) -> str:
     return said.decode()
 
 
+async def go_on(sending: Sequence[Sending], heard: Listening) -> None:
+    """When some more has been sent, and everything until then heard."""
+    counts = [len(one.sent) for one in sending]
+    async with asyncio.timeout(60):
+        # Neither of the two tells anybody when it is so far.
+        while any(len(one.sent) < count + 20 for one, count in zip(sending, counts, strict=True)):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        sent_by_now = {one.room_id: set(one.sent) for one in sending}
+        while any(not ids <= set(heard.events[room_id]) for room_id, ids in sent_by_now.items()):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
 async def test_partitions_move_under_load_and_a_shard_goes_away(
     cluster: ClusterProcess, other: EmbeddedPostgres
 ) -> None:
@@ -96,13 +108,7 @@ async def test_partitions_move_under_load_and_a_shard_goes_away(
         even = [one for partition, one in sending.items() if partition % 2 == 0]
         for one in even:
             one.longest = 0.0
-        counts = [len(one.sent) for one in even]
-        async with asyncio.timeout(60):
-            while any(len(one.sent) < count + 20 for one, count in zip(even, counts, strict=True)):  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
-            sent_by_now = {one.room_id: set(one.sent) for one in even}
-            while any(not ids <= set(heard.events[room_id]) for room_id, ids in sent_by_now.items()):  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await go_on(even, heard)
         assert not any(one.failures for one in even)
 
         # Processes that start meanwhile serve the rooms of the first.
@@ -111,13 +117,7 @@ async def test_partitions_move_under_load_and_a_shard_goes_away(
             cluster.signal(one["name"], signal.SIGKILL)
         for one in killed:
             await cluster.until(one["name"], state="ready", not_pid=one["pid"])
-        counts = [len(one.sent) for one in even]
-        async with asyncio.timeout(60):
-            while any(len(one.sent) < count + 20 for one, count in zip(even, counts, strict=True)):  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
-            sent_by_now = {one.room_id: set(one.sent) for one in even}
-            while any(not ids <= set(heard.events[room_id]) for room_id, ids in sent_by_now.items()):  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await go_on(even, heard)
         await other.start()
         counts_odd = {partition: len(sending[partition].sent) for partition in odd}
         async with asyncio.timeout(60):
