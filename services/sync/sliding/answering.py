@@ -107,7 +107,8 @@ class SlidingAnswers:
         read, seen, view = await self._read_rooms(state, request, plan, covered, seen)
         rooms |= self._render(request, plan, read, view)
         for task in plan.tasks:
-            if task.room_id not in rooms:  # of which the client is told when it is here again
+            if task.room_id not in rooms and task.room_id not in read:
+                # The client is told of it when it is here again.
                 windows.rooms.pop(task.room_id, None)
                 windows.active.pop(task.room_id, None)
         news = await self._room_extensions(state, request, told, windows, covered, read)
@@ -116,7 +117,8 @@ class SlidingAnswers:
         sent = sent_after(windows, told, updates, state.joined, touched, self._shards)
         lists = {name: {"count": count} for name, count in windows.counts.items()}
         body: Json = {"lists": lists, "rooms": rooms, "extensions": news.body}
-        return SlidingAnswer(body, token, sent, seen, not rooms and not news.has_news)
+        # A client for which rooms were read gets what it has now, so that they are not read again at its next wake.
+        return SlidingAnswer(body, token, sent, seen, not rooms and not read and not news.has_news)
 
     async def _tell_live(
         self, state: UserState, request: SlidingRequest, plan: RoomsPlan, seen: Seen
@@ -191,6 +193,8 @@ class SlidingAnswers:
             if room is None:
                 if task.is_left:  # this server has nothing of it but the membership
                     rooms[task.room_id] = {"initial": True, **room_fields(task.wanted)}
+                continue
+            if room.is_quiet:
                 continue
             reader = Reader(request.user_id, request.device_id, now_ms, room.history)
             rooms[task.room_id] = told_room(request.form, room, reader, view.erased)

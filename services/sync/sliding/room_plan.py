@@ -31,6 +31,7 @@ class RoomTask:
         old_wish: what was told of its state up to `floor`.
         is_expanded: more of its timeline is wanted than the client was sent.
         is_left: the user is not in it any longer; its events end at the own leave.
+        may_be_quiet: its tail does not reach back to what the client has: only PostgreSQL knows if there is anything.
     """
 
     wanted: WantedRoom
@@ -41,6 +42,7 @@ class RoomTask:
     live_from: int
     is_expanded: bool = False
     is_left: bool = False
+    may_be_quiet: bool = False
 
     @property
     def room_id(self) -> RoomId:
@@ -133,7 +135,9 @@ def plan_rooms(
             assert room.tail is not None
             task = _joined_task(wanted, room.tail, sent, base, positions)
             task.up_to = min(task.up_to, cuts.get(room_id, task.up_to))
-            if _has_news(task, room.tail) or room_id in recounted:
+            has_news = room_id in recounted or _has_news(task, room.tail)
+            task.may_be_quiet = not has_news and task.floor < min(room.tail.floor, task.up_to)
+            if has_news or task.may_be_quiet:
                 plan.tasks.append(task)
         elif sent is None or (sent.membership, sent.stay) != (room.membership, room.position):
             if room.membership in ("leave", "ban"):
@@ -178,10 +182,6 @@ def _has_news(task: RoomTask, tail: RoomTail) -> bool:
         return True
     wish = task.wanted.required_state
     if wish is not sent.wish and wish.beyond(sent.wish).atoms:
-        return True
-    if min(tail.last, task.up_to) <= task.floor:
-        return False
-    if task.floor < tail.floor:
         return True
     return any(record.kind not in SILENT_KINDS for record in tail.after(task.floor) if record.position <= task.up_to)
 

@@ -43,7 +43,8 @@ class ReadRoom:
 
     Attributes:
         is_fresh: told from the beginning.
-        start, end: the points around the timeline.
+        has_events: whether there are any above the floor, shown or not.
+        start: the point before the timeline.
         state: of what is wanted, all of it or what changed; with `name` and `avatar` of the same.
         gone: keys of the state that have no event any longer.
         heroes: None where they are not told.
@@ -57,6 +58,7 @@ class ReadRoom:
     floor: int
     up_to: int
     is_cut: bool
+    has_events: bool = False
     events: list[EventRow] = field(default_factory=list)
     limited: bool = False
     num_live: int = 0
@@ -72,6 +74,13 @@ class ReadRoom:
     def start(self) -> OrderKey:
         """The point before the timeline."""
         return point_before(self.events[0].order) if self.events else OrderKey(self.up_to, 0)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it was read for nothing: the client has all of it."""
+        if not self.task.may_be_quiet or self.is_fresh or self.limited or self.is_cut:
+            return False
+        return not (self.has_events or self.state or self.gone or self.heroes is not None or self.row.members_changed)
 
     @property
     def tells_all(self) -> bool:
@@ -172,6 +181,7 @@ class ShardRooms:
     def _take_timeline(self, room: ReadRoom, rows: list[EventRow], scan: int) -> None:
         limit, ignored = room.task.wanted.timeline_limit, self._view.ignored
         fetched = len(rows)
+        room.has_events = fetched > 0
         if ignored:
             rows = [row for row in rows if row.state_key is not None or row.sender not in ignored]
         if room.task.only_own_leave:

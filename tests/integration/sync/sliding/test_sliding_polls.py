@@ -7,6 +7,7 @@ import pytest
 from sliding_client import ACCEPTED, EXPERIMENTAL, SlidingClient, bodies, one_list, wish
 from sync_world import ALICE, BOB, CAROL, World
 
+from matrixcore.identifiers import RoomId
 from services.sync.sliding.request import MAX_BODY_BYTES
 from tessera.fanout import TypingChange
 from tessera.storage.sliding_connections import MAX_PER_DEVICE
@@ -131,21 +132,50 @@ async def test_a_pos_that_is_lost_or_not_ones_own(world: World) -> None:
     assert (await elsewhere.sync(lists=one_list()))["rooms"][room_id]["initial"] is True
 
 
+async def rooms_of_one_partition(world: World) -> list[RoomId]:
+    """Two rooms of Alice's and Bob's, where the one's records are past the other's."""
+    found: dict[int, list[RoomId]] = {}
+    while True:
+        room_id = await world.room(ALICE, BOB)
+        together = found.setdefault(world.shards.partition_of(room_id), [])
+        together.append(room_id)
+        if len(together) == 2:
+            return together
+
+
 async def test_any_process_goes_on_where_another_one_was(world: World) -> None:
-    room_id = await world.room(ALICE, BOB)
-    quiet = await world.room(ALICE, BOB)
+    room_id, quiet = await rooms_of_one_partition(world)
+    wanted = one_list(99)
     bob = SlidingClient(world, BOB)
-    await bob.sync(lists=one_list())
+    await bob.sync(lists=wanted)
     await world.add_service()
     await world.say(room_id, ALICE, "on the way")
     elsewhere = SlidingClient(world, BOB, service=1)
     elsewhere.pos = bob.pos
-    answer = await elsewhere.sync(lists=one_list())
+    answer = await elsewhere.sync(lists=wanted)
     assert set(answer["rooms"]) == {room_id}
     assert bodies(answer["rooms"][room_id]) == ["on the way"]
     await world.say(quiet, ALICE, "and back")
     bob.pos = elsewhere.pos
-    assert bodies((await bob.sync(lists=one_list()))["rooms"][quiet]) == ["and back"]
+    assert bodies((await bob.sync(lists=wanted))["rooms"][quiet]) == ["and back"]
+
+
+async def test_rooms_looked_at_for_nothing_are_not_looked_at_again(world: World) -> None:
+    """A process that has just begun does not know which rooms of a partition have gone on; the client's next does."""
+    room_id, quiet = await rooms_of_one_partition(world)
+    wanted = {"r": one_list()["a"]}
+    del wanted["r"]["ranges"]
+    subscriptions = {quiet: wanted["r"]}
+    bob = SlidingClient(world, BOB)
+    await bob.sync(room_subscriptions=subscriptions)
+    await world.say(room_id, ALICE, "not wanted")
+    await world.add_service()
+    elsewhere = SlidingClient(world, BOB, service=1)
+    elsewhere.pos = bob.pos
+    assert (await elsewhere.sync(timeout=30_000, room_subscriptions=subscriptions))["rooms"] == {}
+    waiting = asyncio.create_task(elsewhere.sync(timeout=30_000, room_subscriptions=subscriptions))
+    await world.say(quiet, ALICE, "wanted")
+    assert bodies((await waiting)["rooms"][quiet]) == ["wanted"]
 
 
 async def test_a_device_has_so_many_connections_and_no_more(world: World) -> None:
