@@ -30,6 +30,12 @@ from services.gateway import (
     login_token,
     logout,
     moderation,
+    oauth_account,
+    oauth_clients,
+    oauth_consent,
+    oauth_server,
+    oauth_sign_in,
+    oauth_tokens,
     openid,
     presence,
     profile,
@@ -60,6 +66,7 @@ from services.gateway.claimed_names import ClaimedNames
 from services.gateway.dependencies import GatewayDeps
 from services.gateway.login_attempts import LoginAttempts
 from services.gateway.member_event_propagation import MemberEventPropagator
+from services.gateway.oauth_account import OAuthStage
 from services.gateway.outgoing_calls import OutgoingCalls
 from services.gateway.passwords import Passwords
 from services.gateway.policies import Policies
@@ -70,7 +77,7 @@ from services.gateway.sessions import TokenLifetimes
 from services.gateway.sso_provider import SSO, SingleSignOn
 from services.gateway.sso_uia import SsoStage, own_flows
 from services.gateway.telephone_delegate import TelephoneDelegate
-from services.gateway.uia import UserInteractiveAuth
+from services.gateway.uia import OAUTH, UserInteractiveAuth
 from services.gateway.uia_stages import build_stages
 from tessera.bridged_names import BridgedNames
 from tessera.clock import Clock
@@ -104,6 +111,12 @@ _MODULES = (
         registration,
         registration_tokens,
         auth_fallback,
+        oauth_server,
+        oauth_clients,
+        oauth_consent,
+        oauth_sign_in,
+        oauth_tokens,
+        oauth_account,
         moderation,
         openid,
         third_party_ids,
@@ -191,6 +204,8 @@ def build_gateway(
     sign_on = SingleSignOn.of(settings, calls.trusted, clock)
     if sign_on is not None:
         stages[SSO] = SsoStage()
+    if settings.tessera.oauth.enabled:
+        stages[OAUTH] = OAuthStage(settings.client_baseurl)
     has_passwords = settings.password_config.enabled
     flows_of = None if sign_on is None else own_flows(accounts, sign_on, has_passwords=has_passwords)
 

@@ -104,7 +104,7 @@ def _stage_page(
             for policy in gateway.policies.required.values()
         ]
     if stage == RECAPTCHA:
-        values |= gateway.uia.stages[RECAPTCHA].params() or {}
+        values |= gateway.uia.stages[RECAPTCHA].params(session_id) or {}
         return page(gateway.ids, template, values, status=status, scripts=_CAPTCHA_SOURCES, frames=_CAPTCHA_SOURCES)
     return page(gateway.ids, template, values, status=status)
 

@@ -14,12 +14,12 @@ from matrixcore.identifiers import UserId
 from matrixcore.signing import signing_key_ids, verify_json
 from services.gateway.dependencies import AccountsDep, FanoutDep, UiaDep
 from services.gateway.key_checks import check_cross_signing_key, is_same_key, merge_signatures, public_key_bytes
-from services.gateway.routing import CurrentRequester, JsonObject, client_router
-from services.gateway.uia import PASSWORD_FLOWS, UiaRequest
+from services.gateway.routing import CurrentRequester, JsonObject, Requester, client_router
+from services.gateway.uia import OAUTH, OAUTH_FLOWS, PASSWORD_FLOWS, UiaRequest, UserInteractiveAuth
 from tessera.fanout import Fanout
 from tessera.http.errors import Forbidden, InvalidParam, MatrixError
 from tessera.http.replies import json_reply
-from tessera.storage import cross_signing, device_changes, device_keys, devices
+from tessera.storage import cross_signing, device_changes, device_keys, devices, oauth_clients
 from tessera.storage.cross_signing import CrossSigningKey, KeySignature, Usage
 from tessera.storage.database import Database, Transaction
 from tessera.storage.device_changes import DeviceChange
@@ -41,10 +41,11 @@ async def upload_cross_signing_keys(
 ) -> Response:
     """Publish cross-signing keys; replacing them takes interactive authentication."""
     user_id = requester.user_id
-    request = UiaRequest("uploadCrossSigningKeys", (user_id, requester.device_id), PASSWORD_FLOWS, user_id)
 
     async def confirm() -> None:
         if requester.appservice_id is None:
+            flows = OAUTH_FLOWS if await _is_of_oauth(accounts, uia, requester) else PASSWORD_FLOWS
+            request = UiaRequest("uploadCrossSigningKeys", (user_id, requester.device_id), flows, user_id)
             await uia.require(request, body.get("auth"))
 
     await store_keys(accounts, fanout, user_id, body, confirm)
@@ -57,6 +58,14 @@ async def upload_cross_signing_signatures(
 ) -> Response:
     """Publish signatures on devices and master keys."""
     return json_reply({"failures": await store_signatures(accounts, fanout, requester.user_id, body)})
+
+
+async def _is_of_oauth(accounts: Database, uia: UserInteractiveAuth, requester: Requester) -> bool:
+    """Whether the session is one of the OAuth 2.0 API, whose clients know no passwords."""
+    if OAUTH not in uia.stages:
+        return False
+    async with accounts.reading() as tx:
+        return await oauth_clients.find_session_client(tx, requester.user_id, requester.device_id) is not None
 
 
 async def store_keys(

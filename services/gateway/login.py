@@ -18,6 +18,7 @@ from tessera.appservices import Registration
 from tessera.http.errors import BadJson, Forbidden, MatrixError, MissingParam, UserLocked
 from tessera.http.replies import json_reply
 from tessera.storage import cross_signing, one_time_logins, users
+from tessera.storage.database import Transaction
 
 router = client_router()
 
@@ -136,9 +137,7 @@ async def begin_session(gateway: GatewayDeps, user_id: UserId, session: SessionR
     device_id = session.device_id or gateway.ids.device_id()
     async with gateway.accounts.transaction() as tx:
         if session.device_id is not None:
-            keys = await cross_signing.find_keys(tx, user_id)
-            if any(key.key_id == device_id for key in keys.values()):
-                raise Forbidden("The device ID is one of the user's cross-signing keys")
+            await require_free_device_id(tx, user_id, device_id)
         issued, wakes = await start_session(
             tx,
             gateway.clock,
@@ -161,6 +160,17 @@ async def begin_session(gateway: GatewayDeps, user_id: UserId, session: SessionR
     if (well_known := client_wellknown(gateway.settings)) is not None:
         reply["well_known"] = well_known
     return reply
+
+
+async def require_free_device_id(tx: Transaction, user_id: UserId, device_id: str) -> None:
+    """Return unless a device's ID is the ID of one of the user's cross-signing keys, which stand beside device keys.
+
+    Raises:
+        Forbidden
+    """
+    keys = await cross_signing.find_keys(tx, user_id)
+    if any(key.key_id == device_id for key in keys.values()):
+        raise Forbidden("The device ID is one of the user's cross-signing keys")
 
 
 async def require_password(gateway: GatewayDeps, user_id: UserId, password: str) -> None:

@@ -59,10 +59,7 @@ async def send_to_provider(
     if not await remember(gateway, state, browser, attempt):
         return sso_notice(gateway, "One moment", "Too many are signing in now. Please try again soon.", status=503)
     response = redirect(url)
-    # Lax: it comes along when the provider sends the browser back, and with nothing that other pages post.
-    response.set_cookie(
-        COOKIE, browser, max_age=LIFETIME_MS // 1000, path="/", secure=True, httponly=True, samesite="lax"
-    )
+    set_browser(response, browser)
     return response
 
 
@@ -92,10 +89,18 @@ def browser_of(request: Request) -> str | None:
     return value if value is not None and _BROWSER.fullmatch(value) else None
 
 
-def redirect(url: str) -> Response:
+def set_browser(response: Response, browser: str) -> None:
+    """Have the browser keep the secret by which it is known again."""
+    # Lax: it comes along when the provider sends the browser back, and with nothing that other pages post.
+    response.set_cookie(
+        COOKIE, browser, max_age=LIFETIME_MS // 1000, path="/", secure=True, httponly=True, samesite="lax"
+    )
+
+
+def redirect(url: str, status: int = 302) -> Response:
     """Send the browser on, with nothing of this address told there."""
     headers = {"Location": url, "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
-    return Response(status_code=302, headers=headers)
+    return Response(status_code=status, headers=headers)
 
 
 def sso_notice(gateway: GatewayDeps, title: str, text: str, *, status: int) -> Response:

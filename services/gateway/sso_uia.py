@@ -44,7 +44,7 @@ class SsoStage(Stage):
     async def check(self, trial: Trial) -> object:
         raise StageFailed("M_UNAUTHORIZED", "Sign in on the page of this stage first")
 
-    def params(self) -> Mapping[str, object] | None:
+    def params(self, session_id: str) -> Mapping[str, object] | None:
         return None
 
 
@@ -69,7 +69,7 @@ def own_flows(accounts: Database, sso: SingleSignOn, *, has_passwords: bool) -> 
 async def begin_operation(request: Request, session_id: str) -> Response:
     """The stage's page: on to the user's provider, or to a choice of them."""
     gateway = gateway_of(request)
-    session = await _find_session(gateway, session_id)
+    session = await find_operation(gateway, session_id)
     if session is None or session.user_id is None or gateway.sso is None:
         return expired(gateway)
     async with gateway.accounts.reading() as tx:
@@ -93,7 +93,7 @@ async def confirm_operation(
     Raises:
         NoAccount: the claims do not say who it is.
     """
-    session, browser = await _find_session(gateway, session_id), browser_of(request)
+    session, browser = await find_operation(gateway, session_id), browser_of(request)
     if session is None or session.user_id is None or browser is None:
         return expired(gateway)
     if await find_account(gateway, client.provider, claims) != session.user_id:
@@ -121,7 +121,7 @@ async def finish_operation(request: Request) -> Response:
     attempt = await take(gateway, request, form.get("token"), is_proven=True)
     if attempt is None or attempt.uia_session_id is None:
         return expired(gateway)
-    if await _find_session(gateway, attempt.uia_session_id) is None:
+    if await find_operation(gateway, attempt.uia_session_id) is None:
         return expired(gateway)
     async with gateway.accounts.transaction() as tx:
         completed = await uia_sessions.complete_stage(tx, attempt.uia_session_id, SSO)
@@ -130,7 +130,8 @@ async def finish_operation(request: Request) -> Response:
     return page(gateway.ids, "auth_done.html", {"title": "Done", "server_name": gateway.server_name})
 
 
-async def _find_session(gateway: GatewayDeps, session_id: str) -> UiaSession | None:
+async def find_operation(gateway: GatewayDeps, session_id: str) -> UiaSession | None:
+    """The interactive authentication of a session; None if there is none or no more."""
     if not (session_id.isascii() and session_id.isalnum()):
         return None
     async with gateway.accounts.reading() as tx:

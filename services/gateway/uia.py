@@ -25,6 +25,7 @@ from tessera.storage.database import Database, Transaction
 from tessera.storage.uia_sessions import UiaSession
 
 DUMMY = "m.login.dummy"
+OAUTH = "m.oauth"
 PASSWORD = "m.login.password"  # noqa: S105  the name of a stage
 SESSION_LIFETIME_MS = 15 * 60 * 1000
 
@@ -32,6 +33,7 @@ Flows = Sequence[Sequence[str]]
 
 DUMMY_FLOWS: Flows = ((DUMMY,),)
 PASSWORD_FLOWS: Flows = ((PASSWORD,),)
+OAUTH_FLOWS: Flows = ((OAUTH,),)
 
 
 class UserInteractionRequired(MatrixError):
@@ -115,8 +117,8 @@ class Stage(Protocol):
         """
         ...
 
-    def params(self) -> Mapping[str, object] | None:
-        """What clients need to know in order to pass it."""
+    def params(self, session_id: str) -> Mapping[str, object] | None:
+        """What clients need to know in order to pass it in a session."""
         ...
 
 
@@ -250,7 +252,8 @@ class UserInteractiveAuth:
         if session_id is None:
             session_id = await self._begin(request, completed)
         names = dict.fromkeys(stage for flow in request.flows for stage in flow if stage in self.stages)
-        params = {name: params for name in names if (params := self.stages[name].params()) is not None}
+        found = {name: self.stages[name].params(session_id) for name in names}
+        params = {name: one for name, one in found.items() if one is not None}
         return UserInteractionRequired(session_id, request.flows, completed, errcode, error, params)
 
     async def _begin(self, request: UiaRequest, completed: Sequence[str]) -> str:

@@ -59,7 +59,7 @@ class RecaptchaStage(Stage):
         if status != 200 or answer.get("success") is not True:
             raise StageFailed("M_CAPTCHA_INVALID", "The captcha was not solved")
 
-    def params(self) -> Mapping[str, object]:
+    def params(self, session_id: str) -> Mapping[str, object]:
         return {"public_key": self.public_key}
 
 
@@ -82,7 +82,7 @@ class RegistrationTokenStage(Stage):
         if not claimed:
             raise StageFailed("M_UNAUTHORIZED", "The registration token is not valid")
 
-    def params(self) -> None:
+    def params(self, session_id: str) -> None:
         return None
 
 
@@ -97,7 +97,7 @@ class TermsStage(Stage):
     async def check(self, trial: Trial) -> dict[str, str]:
         return {name: policy.version for name, policy in self.policies.required.items()}
 
-    def params(self) -> Mapping[str, Any]:
+    def params(self, session_id: str) -> Mapping[str, Any]:
         return {"policies": self.policies.params()}
 
 
@@ -126,7 +126,7 @@ class AddressStage(Stage):
             raise StageFailed("M_THREEPID_AUTH_FAILED", "The address is not proven yet")
         return asdict(proof)
 
-    def params(self) -> None:
+    def params(self, session_id: str) -> None:
         return None
 
 

@@ -4,6 +4,7 @@ import re
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from matrixcore.policy_servers import POLICY_KEY_ID
 from matrixcore.signing import InvalidKey, SigningKey, read_signing_keys
@@ -56,6 +57,11 @@ def joint_problems(settings: Settings) -> list[Problem]:
     return problems
 
 
+def _is_fit_for_browsers(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
+
+
 def _account_problems(settings: Settings) -> Iterator[Problem]:
     """Ways to prove oneself that lack what they need."""
     if not settings.password_config.enabled and not settings.oidc_providers:
@@ -66,6 +72,8 @@ def _account_problems(settings: Settings) -> Iterator[Problem]:
         for key in ("recaptcha_public_key", "recaptcha_private_key"):
             if getattr(settings, key) is None:
                 yield Problem(key, "is required, since enable_registration_captcha is true")
+    if settings.tessera.oauth.enabled and not _is_fit_for_browsers(settings.client_baseurl):
+        yield Problem("public_baseurl", "must be https, since tessera.oauth.enabled sends people's browsers there")
     if settings.email is not None and settings.public_baseurl is None:
         yield Problem("public_baseurl", "is required, since mails (email) lead to it")
     if "email" in settings.registrations_require_3pid and settings.email is None:

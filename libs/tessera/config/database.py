@@ -10,6 +10,7 @@ from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, Posit
 from tessera.config.accounts import Policy
 from tessera.config.federation import FederationSettings
 from tessera.config.kafka import KafkaSettings
+from tessera.config.oauth import OAuthSettings
 from tessera.config.policy_server import PolicyServerSettings
 from tessera.config.rate_limits import RateLimit
 from tessera.config.redis import RedisSettings
@@ -113,6 +114,7 @@ class TesseraSettings(Section):
         telemetry: where traces go.
         federation: what Synapse has no keys for.
         policy_server: what this server recommends in rooms whose policy server it is; absent, it is none's.
+        oauth: whether clients may log in by the OAuth 2.0 API.
     """
 
     data_dir: FilePath = Path()
@@ -136,6 +138,7 @@ class TesseraSettings(Section):
     telemetry: TelemetrySettings = TelemetrySettings()
     federation: FederationSettings = FederationSettings()
     policy_server: PolicyServerSettings | None = None
+    oauth: OAuthSettings = OAuthSettings()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] | None = None
     support: Support = Support()

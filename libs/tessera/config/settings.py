@@ -165,6 +165,7 @@ class Settings(RateLimits, UrlPreviews, AccountKeys, SingleSignOnKeys):
             **({} if policy is None else {"tessera.policy_server.rc_sender": policy.rc_sender}),
             "tessera.rc_refresh": self.tessera.rc_refresh,
             "tessera.rc_sso": self.tessera.rc_sso,
+            "tessera.oauth.rc_address": self.tessera.oauth.rc_address,
             "tessera.federation.rc_notary": self.tessera.federation.rc_notary,
         }
 

@@ -71,6 +71,8 @@ WITH device AS (
     DELETE FROM accounts.access_tokens WHERE user_id = $1 AND device_id = $2
 ), ended_refresh AS (
     DELETE FROM accounts.refresh_tokens WHERE user_id = $1 AND device_id = $2
+), ended_oauth AS (
+    DELETE FROM accounts.oauth_sessions WHERE user_id = $1 AND device_id = $2
 ), refresh AS (
     INSERT INTO accounts.refresh_tokens (token_hash, user_id, device_id, created_ts, expires_ts, session_expires_ts)
     SELECT $7, $1, $2, $4, $8, $9 FROM device WHERE $7::bytea IS NOT NULL
