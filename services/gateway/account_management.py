@@ -17,7 +17,7 @@ from services.gateway.uia import PASSWORD_FLOWS, Proof, UiaRequest
 from services.gateway.uia_stages import EMAIL, MSISDN
 from tessera.http.errors import BadJson, Forbidden, MatrixError, MissingParam, MissingToken
 from tessera.http.replies import json_reply
-from tessera.storage import departures, one_time_logins, profiles, pushers, threepids, users
+from tessera.storage import departures, oauth_grants, one_time_logins, profiles, pushers, threepids, users
 from tessera.storage.database import DatabaseUnavailable
 from tessera.storage.departures import Departure
 from tessera.storage.profiles import Profile
@@ -58,9 +58,14 @@ async def deactivate_account(body: JsonObject, requester: CurrentRequester, gate
     await gateway.uia.require(
         UiaRequest("deactivateAccount", (requester.user_id,), PASSWORD_FLOWS, requester.user_id), body.get("auth")
     )
-    result = await _unbind_all(gateway, requester.user_id)
-    await deactivate(gateway, requester.user_id, erase=erase)
-    return json_reply({"id_server_unbind_result": result})
+    return json_reply({"id_server_unbind_result": await close_account(gateway, requester.user_id, erase=erase)})
+
+
+async def close_account(gateway: GatewayDeps, user_id: UserId, *, erase: bool) -> str:
+    """Close an account whose user has confirmed it; whether identity servers forgot its addresses too."""
+    result = await _unbind_all(gateway, user_id)
+    await deactivate(gateway, user_id, erase=erase)
+    return result
 
 
 async def _require_owner(gateway: GatewayDeps, request: Request, auth: object) -> tuple[UserId, str | None]:
@@ -104,6 +109,7 @@ async def set_password(
         await users.lock_user(tx, user_id)
         await users.set_password_hash(tx, user_id, password_hash)
         await one_time_logins.delete_login_tokens(tx, user_id)
+        await oauth_grants.forget_user(tx, user_id)
         if logout_devices:
             await pushers.delete_pushers_of_other_devices(tx, user_id, keep_device or "")
             wakes = await end_all_devices(tx, user_id, but=keep_device)
@@ -119,6 +125,7 @@ async def deactivate(gateway: GatewayDeps, user_id: UserId, *, erase: bool) -> N
         await pushers.delete_pushers_of_other_devices(tx, user_id, "")
         await threepids.delete_threepids(tx, user_id)
         await one_time_logins.delete_login_tokens(tx, user_id)
+        await oauth_grants.forget_user(tx, user_id)
         if erase:
             await profiles.set_profile(tx, user_id, Profile(None, None, None))
         if closed:

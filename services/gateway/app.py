@@ -77,7 +77,7 @@ from services.gateway.sessions import TokenLifetimes
 from services.gateway.sso_provider import SSO, SingleSignOn
 from services.gateway.sso_uia import SsoStage, own_flows
 from services.gateway.telephone_delegate import TelephoneDelegate
-from services.gateway.uia import OAUTH, UserInteractiveAuth
+from services.gateway.uia import OAUTH, OAUTH_BEFORE, UserInteractiveAuth
 from services.gateway.uia_stages import build_stages
 from tessera.bridged_names import BridgedNames
 from tessera.clock import Clock
@@ -205,7 +205,7 @@ def build_gateway(
     if sign_on is not None:
         stages[SSO] = SsoStage()
     if settings.tessera.oauth.enabled:
-        stages[OAUTH] = OAuthStage(settings.client_baseurl)
+        stages[OAUTH] = stages[OAUTH_BEFORE] = OAuthStage(settings.client_baseurl)
     has_passwords = settings.password_config.enabled
     flows_of = None if sign_on is None else own_flows(accounts, sign_on, has_passwords=has_passwords)
 

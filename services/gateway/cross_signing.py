@@ -44,9 +44,12 @@ async def upload_cross_signing_keys(
 
     async def confirm() -> None:
         if requester.appservice_id is None:
-            flows = OAUTH_FLOWS if await _is_of_oauth(accounts, uia, requester) else PASSWORD_FLOWS
+            is_of_oauth, auth = await _is_of_oauth(accounts, uia, requester), body.get("auth")
+            flows = OAUTH_FLOWS if is_of_oauth else PASSWORD_FLOWS
             request = UiaRequest("uploadCrossSigningKeys", (user_id, requester.device_id), flows, user_id)
-            await uia.require(request, body.get("auth"))
+            if is_of_oauth and auth is None:
+                auth = await uia.resume(request)
+            await uia.require(request, auth)
 
     await store_keys(accounts, fanout, user_id, body, confirm)
     return json_reply({})

@@ -7,6 +7,7 @@ from services.gateway.dependencies import GatewayDep, GatewayDeps
 from services.gateway.routing import CurrentRequester, client_router
 from services.gateway.sessions import end_all_devices, end_devices
 from tessera.http.replies import json_reply
+from tessera.storage import oauth_grants, one_time_logins, users
 
 router = client_router()
 
@@ -37,6 +38,9 @@ async def end_sessions(gateway: GatewayDeps, user_id: UserId, device_ids: list[s
 async def end_other_sessions(gateway: GatewayDeps, user_id: UserId, *, but: str | None) -> None:
     """The same for all devices of a user, or all but one."""
     async with gateway.accounts.transaction() as tx:
+        await users.lock_user(tx, user_id)
+        await one_time_logins.delete_login_tokens(tx, user_id)
+        await oauth_grants.forget_user(tx, user_id)
         wakes = await end_all_devices(tx, user_id, but=but)
     gateway.authenticator.forget_user(user_id)
     await wakes.publish(gateway.fanout)

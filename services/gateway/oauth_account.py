@@ -1,4 +1,4 @@
-"""People's own accounts, on the server's pages: their devices, and their word for new cross-signing keys.
+"""People's own accounts, on the server's pages: devices, the word for new cross-signing keys, the account's end.
 
 Spec: C-S API §Account management (OAuth 2.0), §OAuth authentication.
 """
@@ -12,14 +12,23 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from matrixcore.identifiers import UserId
+from services.gateway.account_management import close_account
 from services.gateway.dependencies import GatewayDeps
 from services.gateway.logout import end_sessions
-from services.gateway.oauth_server import ACCOUNT_PATH, RESET, RESET_PATH, SIGN_OUT_PATH, require_oauth
-from services.gateway.oauth_tasks import ACCOUNT, RESET_KEYS, OpenTask, begin, find_open
+from services.gateway.oauth_server import (
+    ACCOUNT_PATH,
+    CLOSE,
+    CLOSE_PATH,
+    RESET,
+    RESET_PATH,
+    SIGN_OUT_PATH,
+    require_oauth,
+)
+from services.gateway.oauth_tasks import ACCOUNT, CLOSE_ACCOUNT, RESET_KEYS, OpenTask, begin, find_open
 from services.gateway.pages import form_of, page
 from services.gateway.sso_attempt import browser_of, expired, sso_notice
 from services.gateway.sso_uia import find_operation
-from services.gateway.uia import OAUTH, Stage, StageFailed, Trial
+from services.gateway.uia import OAUTH, OAUTH_BEFORE, Stage, StageFailed, Trial
 from tessera.storage import devices, oauth_grants, uia_sessions
 
 MAX_SHOWN = 1_000
@@ -50,6 +59,8 @@ async def account(request: Request) -> Response:
     """The account's page, for an action that a client names."""
     gateway = require_oauth(request)
     query = {name: _plain(request.query_params.get(name)) for name in ("action", "device_id", "session")}
+    if query["action"] == CLOSE:
+        return await begin(request, gateway, CLOSE_ACCOUNT, {})
     if query["action"] != RESET:
         return await begin(request, gateway, ACCOUNT, {"device_id": query["device_id"]})
     session = await find_operation(gateway, query["session"])
@@ -124,8 +135,35 @@ async def confirm_reset(request: Request) -> Response:
     async with gateway.accounts.transaction() as tx:
         if await oauth_grants.take_task(tx, opened.name, browser, gateway.clock.now_ms()) is None:
             return expired(gateway)
-        await uia_sessions.complete_stage(tx, session_id, OAUTH)
+        for stage in (OAUTH, OAUTH_BEFORE):
+            await uia_sessions.complete_stage(tx, session_id, stage)
     return sso_notice(gateway, "Done", "Your app goes on with the new keys. You can close this page.", status=200)
+
+
+def close_page(gateway: GatewayDeps, opened: OpenTask, user_id: UserId) -> Response:
+    """Ask whether the account's end is meant."""
+    values = {
+        "title": "Close your account?",
+        "server_name": gateway.server_name,
+        "user_id": user_id,
+        "task": opened.name,
+        "action": CLOSE_PATH,
+    }
+    return page(gateway.ids, "oauth_close.html", values)
+
+
+async def confirm_close(request: Request) -> Response:
+    """The account's end is meant."""
+    gateway = require_oauth(request)
+    form, browser = await form_of(request), browser_of(request)
+    opened = await find_open(request, gateway, form.get("task"))
+    if opened is None or browser is None or opened.task.kind != CLOSE_ACCOUNT or opened.task.user_id is None:
+        return expired(gateway)
+    async with gateway.accounts.transaction() as tx:
+        if await oauth_grants.take_task(tx, opened.name, browser, gateway.clock.now_ms()) is None:
+            return expired(gateway)
+    await close_account(gateway, opened.task.user_id, erase=form.get("erase") == "true")
+    return sso_notice(gateway, "Closed", "Your account has been closed. You can close this page.", status=200)
 
 
 def _plain(text: str | None) -> str:
@@ -137,4 +175,5 @@ routes = [
     Route(ACCOUNT_PATH, account, methods=["GET"]),
     Route(SIGN_OUT_PATH, sign_out, methods=["POST"]),
     Route(RESET_PATH, confirm_reset, methods=["POST"]),
+    Route(CLOSE_PATH, confirm_close, methods=["POST"]),
 ]

@@ -26,14 +26,14 @@ from tessera.http.bodies import read_json_object
 from tessera.http.errors import Unavailable
 from tessera.storage import oauth_clients
 
-MAX_BODY_BYTES = 32_768
-MAX_CLIENTS = 100_000
-MAX_REDIRECTS = 20
-MAX_URL_LENGTH = 1_024
+MAX_BODY_BYTES = 8_192
+MAX_CLIENTS = 50_000
+MAX_REDIRECTS = 10
+MAX_URL_LENGTH = 512
 MAX_NAME_LENGTH = 100
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_HOST = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)*|[0-9a-f:]+")
+_HOST = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)*(?::[0-9]+)?")
 # What a URL may be made of: nothing that a browser reads otherwise than this server, or that ends a policy or header.
 _URL = re.compile(r"[A-Za-z0-9%:/?#\[\]@!$&'()*+,;=~._-]+")
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):(.*)")
@@ -44,10 +44,9 @@ async def register_client(request: Request) -> Response:
     gateway = require_oauth(request)
     check_address(gateway, request)
     metadata = parse_metadata(await read_json_object(request, MAX_BODY_BYTES))
-    async with gateway.accounts.transaction() as tx:
-        client_id = await oauth_clients.add_client(
-            tx, gateway.ids.letters(24), metadata, now_ms=gateway.clock.now_ms(), most=MAX_CLIENTS
-        )
+    client_id = await _add(gateway, metadata, gateway.clock.now_ms() - oauth_clients.UNUSED_MS)
+    if client_id is None:  # it is full: then of those that were used least lately, whenever that was
+        client_id = await _add(gateway, metadata, gateway.clock.now_ms())
     if client_id is None:
         raise Unavailable("Too many clients are registered")
     return no_store({"client_id": client_id, **metadata}, 201)
@@ -88,6 +87,14 @@ def parse_metadata(body: Mapping[str, Any]) -> dict[str, Any]:
     return metadata
 
 
+async def _add(gateway: GatewayDeps, metadata: Mapping[str, Any], forgotten_before_ms: int) -> str | None:
+    now_ms = gateway.clock.now_ms()
+    async with gateway.accounts.transaction() as tx:
+        await oauth_clients.forget_unused(tx, forgotten_before_ms, now_ms)
+    async with gateway.accounts.transaction() as tx:
+        return await oauth_clients.add_client(tx, gateway.ids.letters(24), metadata, now_ms=now_ms, most=MAX_CLIENTS)
+
+
 async def find_client(gateway: GatewayDeps, client_id: str | None) -> dict[str, Any] | None:
     """The metadata of a client; None if there is no such one."""
     if not client_id or not client_id.isalpha() or len(client_id) > MAX_NAME_LENGTH:
@@ -102,9 +109,11 @@ def is_registered(url: str, client: Mapping[str, Any]) -> bool:
 
 
 def form_source(url: str) -> str:
-    """A registered redirect URI as a source in a Content-Security-Policy."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}" if parts.scheme in ("http", "https") else f"{parts.scheme}:"
+    """A registered redirect URI as a source in a Content-Security-Policy.
+
+    Hosts are left out: an app may send browsers on from there, and policies know no IPv6 addresses.
+    """
+    return f"{urlsplit(url).scheme}:"
 
 
 def _without_port(url: str) -> str | None:
@@ -133,7 +142,8 @@ def _check_redirect(url: str, home: SplitResult, application_type: str) -> None:
             raise OAuthError("invalid_redirect_uri", "http is for localhost, 127.0.0.1 and [::1], without a port")
         return
     own = ".".join(reversed((home.hostname or "").split(".")))
-    if not f"{parts.scheme}.".startswith(f"{own}.") or url[len(parts.scheme) + 1 :].startswith("//"):
+    # With a dot: what has none may be a scheme of the operating system. Spec: RFC 8252 section 7.1.
+    if "." not in own or not f"{parts.scheme}.".startswith(f"{own}.") or url[len(parts.scheme) + 1 :].startswith("//"):
         raise OAuthError("invalid_redirect_uri", f"an app's own scheme must begin with {own}, and have no host")
 
 
@@ -157,7 +167,7 @@ def _split(url: str) -> SplitResult | None:
 
 
 def _is_web(parts: SplitResult) -> bool:
-    return parts.hostname is not None and "@" not in parts.netloc and _HOST.fullmatch(parts.hostname) is not None
+    return _HOST.fullmatch(parts.netloc) is not None
 
 
 def _is_below(parts: SplitResult, home: SplitResult) -> bool:

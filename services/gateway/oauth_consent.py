@@ -22,16 +22,18 @@ from services.gateway.oauth_server import (
     LINK_PATH,
     OAuthError,
     check_address,
+    issuer,
     parse_scope,
     require_oauth,
 )
 from services.gateway.oauth_tasks import AUTHORIZE, LINK, OpenTask, begin, find_open, forms_of, shown_client
 from services.gateway.oauth_tokens import parse_user_code, shown_user_code
 from services.gateway.pages import form_of, page
-from services.gateway.sso_attempt import browser_of, expired, redirect, sso_notice
+from services.gateway.sso_attempt import browser_of, expired, redirect, set_browser, sso_notice
 from services.gateway.sso_redirects import shown_host
 from tessera.http.errors import LimitExceeded
-from tessera.storage import oauth_grants
+from tessera.storage import oauth_grants, users
+from tessera.storage.database import Transaction
 from tessera.storage.oauth_grants import Code, Task
 
 CODE_MS = 60_000
@@ -55,7 +57,9 @@ async def authorize(request: Request) -> Response:
     try:
         details |= _parse_authorization(request, client)
     except OAuthError as error:
-        return _back(details, {"error": error.error, "error_description": error.message})
+        # Not at once: anybody can register a client, and have this server's address lead to theirs.
+        answer = {"error": error.error, "error_description": error.message}
+        return _refused_page(gateway, details, error.message, back_url(gateway, details, answer))
     return await begin(request, gateway, AUTHORIZE, details)
 
 
@@ -63,13 +67,17 @@ async def link(request: Request) -> Response:
     """Where a person types in the code that a device shows; one in the link is shown to be compared."""
     gateway = require_oauth(request)
     code = parse_user_code(request.query_params.get("user_code", ""))
-    return _link_page(gateway, "" if code is None else shown_user_code(code))
+    response = _link_page(gateway, "" if code is None else shown_user_code(code))
+    set_browser(response, browser_of(request) or gateway.ids.token(32))
+    return response
 
 
 async def take_user_code(request: Request) -> Response:
     """The code was typed in."""
     gateway = require_oauth(request)
     form = await form_of(request)
+    if browser_of(request) is None:  # sent from somewhere else, where nobody warned of others' codes
+        return await link(request)
     try:
         check_address(gateway, request)
     except LimitExceeded:
@@ -94,14 +102,15 @@ async def decide(request: Request) -> Response:
         return expired(gateway)
     if is_wanted and found.task.user_id is None:
         return expired(gateway)
+    user_id = found.task.user_id if is_wanted else None
     async with gateway.accounts.transaction() as tx:
+        if user_id is not None:  # a change of the password ends what was begun before, and waits for this or is seen
+            await users.lock_user(tx, user_id)
         task = await oauth_grants.take_task(tx, found.name, browser, gateway.clock.now_ms())
-    if task is None:
-        return expired(gateway)
-    user_id = task.user_id if is_wanted else None
-    if task.kind == AUTHORIZE:
-        return await _answer_client(gateway, task, user_id)
-    async with gateway.accounts.transaction() as tx:
+        if task is None:
+            return expired(gateway)
+        if task.kind == AUTHORIZE:
+            return redirect(back_url(gateway, task.details, await _answer(tx, gateway, task, user_id)), status=303)
         is_decided = await oauth_grants.decide_device_grant(
             tx, task.details["user_code"], user_id, gateway.clock.now_ms()
         )
@@ -158,12 +167,11 @@ def _parse_authorization(request: Request, client: Mapping[str, Any]) -> dict[st
     return {"code_challenge": query["code_challenge"], "scope": scope.text, "device_id": scope.device_id}
 
 
-async def _answer_client(gateway: GatewayDeps, task: Task, user_id: UserId | None) -> Response:
-    """Send the browser back to the client, with a code or a refusal."""
-    details = task.details
+async def _answer(tx: Transaction, gateway: GatewayDeps, task: Task, user_id: UserId | None) -> dict[str, str]:
+    """What the client is told: a code, or a refusal."""
     if user_id is None:
-        return _back(details, {"error": "access_denied", "error_description": "The user does not want it"})
-    code, now_ms = f"tsc_{gateway.ids.token(32)}", gateway.clock.now_ms()
+        return {"error": "access_denied", "error_description": "The user does not want it"}
+    code, now_ms, details = f"tsc_{gateway.ids.token(32)}", gateway.clock.now_ms(), task.details
     granted = Code(
         details["client_id"],
         user_id,
@@ -172,19 +180,28 @@ async def _answer_client(gateway: GatewayDeps, task: Task, user_id: UserId | Non
         details["redirect_uri"],
         details["code_challenge"],
     )
-    async with gateway.accounts.transaction() as tx:
-        await oauth_grants.add_code(tx, code, granted, expires_ts=now_ms + CODE_MS, now_ms=now_ms)
-    return _back(details, {"code": code, "iss": gateway.settings.client_baseurl})
+    await oauth_grants.add_code(tx, code, granted, expires_ts=now_ms + CODE_MS, now_ms=now_ms)
+    return {"code": code}
 
 
-def _back(details: Mapping[str, Any], answer: Mapping[str, str]) -> Response:
-    """The redirect to a client's registered URI."""
-    state = details["state"]
-    values = {**answer, **({} if state is None else {"state": state})}
-    url = details["redirect_uri"]
+def back_url(gateway: GatewayDeps, details: Mapping[str, Any], answer: Mapping[str, str]) -> str:
+    """A client's registered URI with an answer. Spec: RFC 6749 section 4.1.2, RFC 9207."""
+    state, url = details["state"], details["redirect_uri"]
+    values = {**answer, "iss": issuer(gateway.settings), **({} if state is None else {"state": state})}
     if details["mode"] == "fragment":
-        return redirect(f"{url}#{urlencode(values)}", status=303)
-    return redirect(f"{url}{'&' if '?' in url else '?'}{urlencode(values)}", status=303)
+        return f"{url}#{urlencode(values)}"
+    return f"{url}{'&' if '?' in url else '?'}{urlencode(values)}"
+
+
+def _refused_page(gateway: GatewayDeps, details: Mapping[str, Any], reason: str, url: str) -> Response:
+    values = {
+        "title": "You cannot sign in to this app",
+        "server_name": gateway.server_name,
+        "reason": reason,
+        "host": shown_host(details["redirect_uri"]),
+        "url": url,
+    }
+    return page(gateway.ids, "oauth_refused.html", values, status=400)
 
 
 def _link_page(gateway: GatewayDeps, user_code: str, error: str | None = None, status: int = 200) -> Response:

@@ -8,14 +8,18 @@ Spec: C-S API §OAuth 2.0 API, GET /auth_metadata; RFC 6749, RFC 8414.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 from typing import Any
+from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from services.gateway.dependencies import GatewayDeps, gateway_of
+from services.gateway.pages import MAX_FORM_BYTES, MAX_FORM_FIELDS
 from tessera.config import Settings
+from tessera.http.bodies import read_body
 from tessera.http.errors import MatrixError, Unrecognized
 from tessera.http.replies import json_reply
 
@@ -29,6 +33,7 @@ LINK_PATH = f"{PREFIX}/link"
 ACCOUNT_PATH = f"{PREFIX}/account"
 SIGN_OUT_PATH = f"{ACCOUNT_PATH}/sign-out"
 RESET_PATH = f"{ACCOUNT_PATH}/reset"
+CLOSE_PATH = f"{ACCOUNT_PATH}/close"
 SIGN_IN_PATH = f"{PREFIX}/sign-in"
 SIGNED_IN_PATH = f"{PREFIX}/signed-in"
 DECIDE_PATH = f"{PREFIX}/decide"
@@ -38,7 +43,8 @@ REFRESH_TOKEN = "refresh_token"  # noqa: S105  the name of a grant
 DEVICE_CODE = "urn:ietf:params:oauth:grant-type:device_code"
 GRANT_TYPES = (AUTHORIZATION_CODE, REFRESH_TOKEN, DEVICE_CODE)
 
-ACTIONS = ("org.matrix.devices_list", "org.matrix.device_view", "org.matrix.device_delete")
+CLOSE = "org.matrix.account_deactivate"
+ACTIONS = ("org.matrix.devices_list", "org.matrix.device_view", "org.matrix.device_delete", CLOSE)
 RESET = "org.matrix.cross_signing_reset"  # of one interactive authentication, and never by itself
 
 # The second names of the two are what clients say that are older than Matrix 1.15.
@@ -87,6 +93,31 @@ def parse_scope(text: str | None) -> Scope:
     return Scope(device_id, " ".join([*api, *(match[0] for match in found)]))
 
 
+def network_of(address: str) -> str:
+    """Whose address it is, as far as addresses tell: of IPv6 people have as many as they like, in one /64."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    return str(ip_network((parsed, 64), strict=False)) if parsed.version == 6 else address
+
+
+async def oauth_form(request: Request) -> dict[str, str]:
+    """The form that an endpoint takes.
+
+    Raises:
+        OAuthError: it is none, or a parameter is there twice. TooLarge
+    """
+    body = await read_body(request, MAX_FORM_BYTES)
+    try:
+        fields = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS)
+    except ValueError:
+        raise OAuthError("invalid_request", "the body is no form") from None
+    if len(dict(fields)) != len(fields):
+        raise OAuthError("invalid_request", "a parameter is there twice")
+    return dict(fields)
+
+
 def is_on(gateway: GatewayDeps) -> bool:
     """Whether the operator wants it."""
     return gateway.settings.tessera.oauth.enabled
@@ -106,14 +137,20 @@ def require_oauth(request: Request) -> GatewayDeps:
 
 def check_address(gateway: GatewayDeps, request: Request) -> None:
     """Note something that costs a row. Raises LimitExceeded."""
-    gateway.limits.check("tessera.oauth.rc_address", "" if request.client is None else request.client.host)
+    gateway.limits.check("tessera.oauth.rc_address", network_of("" if request.client is None else request.client.host))
+
+
+def issuer(settings: Settings) -> str:
+    """The authorisation server's name. Spec: RFC 8414 section 2."""
+    return settings.client_baseurl
 
 
 def server_metadata(settings: Settings) -> dict[str, Any]:
     """The authorisation server's description of itself."""
     base = settings.client_baseurl.rstrip("/")
     return {
-        "issuer": f"{base}/",
+        "issuer": issuer(settings),
+        "authorization_response_iss_parameter_supported": True,
         "authorization_endpoint": base + AUTHORIZE_PATH,
         "token_endpoint": base + TOKEN_PATH,
         "revocation_endpoint": base + REVOKE_PATH,

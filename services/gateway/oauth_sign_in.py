@@ -10,10 +10,10 @@ from starlette.routing import Route
 from matrixcore.identifiers import UserId
 from services.gateway.dependencies import GatewayDeps
 from services.gateway.login import require_password
-from services.gateway.oauth_account import devices_page, reset_page
+from services.gateway.oauth_account import close_page, devices_page, reset_page
 from services.gateway.oauth_consent import consent_page
 from services.gateway.oauth_server import SIGN_IN_PATH, SIGNED_IN_PATH, require_oauth
-from services.gateway.oauth_tasks import ACCOUNT, RESET_KEYS, OpenTask, find_open, sign_in_page
+from services.gateway.oauth_tasks import ACCOUNT, CLOSE_ACCOUNT, RESET_KEYS, OpenTask, find_open, sign_in_page
 from services.gateway.pages import form_of
 from services.gateway.sso_attempt import browser_of, expired
 from services.gateway.user_identifiers import find_login_user
@@ -92,6 +92,8 @@ async def _go_on(request: Request, gateway: GatewayDeps, found: OpenTask, user_i
         return await devices_page(gateway, opened, user_id)
     if task.kind == RESET_KEYS:
         return await reset_page(gateway, opened, user_id)
+    if task.kind == CLOSE_ACCOUNT:
+        return close_page(gateway, opened, user_id)
     return await consent_page(gateway, opened, user_id)
 
 

@@ -21,11 +21,12 @@ from services.gateway.pages import page
 from services.gateway.sso_attempt import browser_of, expired, set_browser, sso_notice
 from services.gateway.sso_redirects import shown_host
 from tessera.http.errors import LimitExceeded
-from tessera.storage import oauth_grants
+from tessera.storage import oauth_clients, oauth_grants
 from tessera.storage.oauth_grants import Task
 
-# Kinds: a client that sent a browser, a device that shows a code, one's own account, new keys for cross-signing.
-AUTHORIZE, LINK, ACCOUNT, RESET_KEYS = "authorize", "link", "account", "reset"
+# Kinds: a client that sent a browser, a device that shows a code, one's own devices, new keys for cross-signing, and
+# the end of an account.
+AUTHORIZE, LINK, ACCOUNT, RESET_KEYS, CLOSE_ACCOUNT = "authorize", "link", "account", "reset", "close"
 
 LIFETIME_MS = 15 * 60 * 1000
 MAX_TASKS = 20_000  # open at once, in the whole server
@@ -47,11 +48,19 @@ async def begin(request: Request, gateway: GatewayDeps, kind: str, details: Mapp
         text = "Too many are signing in from here. Please try again soon."
         return sso_notice(gateway, "One moment", text, status=429)
     name, browser, now_ms = gateway.ids.token(32), browser_of(request) or gateway.ids.token(32), gateway.clock.now_ms()
-    async with gateway.accounts.transaction() as tx:
-        is_kept = await oauth_grants.add_task(
-            tx, name, browser, kind, details, expires_ts=now_ms + LIFETIME_MS, now_ms=now_ms, most=MAX_TASKS
-        )
-    if not is_kept:
+    is_kept = False
+    for is_full in (False, True):
+        async with gateway.accounts.transaction() as tx:
+            if is_full:
+                await oauth_grants.forget_oldest_tasks(tx)
+            if "client_id" in details:
+                await oauth_clients.note_use(tx, details["client_id"], now_ms)
+            is_kept = await oauth_grants.add_task(
+                tx, name, browser, kind, details, expires_ts=now_ms + LIFETIME_MS, now_ms=now_ms, most=MAX_TASKS
+            )
+        if is_kept:
+            break
+    else:
         return sso_notice(gateway, "One moment", "Too many are signing in now. Please try again soon.", status=503)
     response = await sign_in_page(gateway, OpenTask(name, Task(kind, dict(details), None)))
     set_browser(response, browser)

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from matrixcore.identifiers import UserId
 from services.gateway.dependencies import GatewayDeps
 from services.gateway.login import require_free_device_id
 from services.gateway.logout import end_sessions
@@ -28,15 +29,16 @@ from services.gateway.oauth_server import (
     OAuthError,
     check_address,
     no_store,
+    oauth_form,
     parse_scope,
     require_oauth,
 )
-from services.gateway.pages import form_of
 from services.gateway.refresh import exchange_refresh_token
-from services.gateway.sessions import IssuedTokens, TokenLifetimes, start_session
+from services.gateway.sessions import IssuedTokens, TokenLifetimes, Wakes, start_session
 from services.gateway.sso_provider import code_challenge
-from tessera.http.errors import Forbidden, Unavailable, UnknownToken, UserLocked
+from tessera.http.errors import Forbidden, LimitExceeded, Unavailable, UnknownToken, UserLocked
 from tessera.storage import access_tokens, oauth_clients, oauth_grants, users
+from tessera.storage.database import Transaction
 from tessera.storage.oauth_grants import Code, DeviceGrant
 
 DEFAULT_ACCESS_MS = 300_000  # the specification wants them to be short-lived, whatever the legacy API gives
@@ -53,7 +55,7 @@ _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 async def issue_tokens(request: Request) -> Response:
     """Tokens for a code, for a device's code, or for a refresh token."""
     gateway = require_oauth(request)
-    form = await form_of(request)
+    form = await oauth_form(request)
     grant, client_id = form.get("grant_type"), form.get("client_id", "")
     if not grant:
         raise OAuthError("invalid_request", "grant_type is missing")
@@ -75,7 +77,7 @@ async def issue_tokens(request: Request) -> Response:
 async def revoke_token(request: Request) -> Response:
     """End the session of a token, whoever has it: a device of the legacy API is logged out too."""
     gateway = require_oauth(request)
-    token = _required(await form_of(request), "token")
+    token = _required(await oauth_form(request), "token")
     async with gateway.accounts.transaction() as tx:
         by_access = (await access_tokens.find_tokens(tx, [token])).get(token)
         by_refresh = None if by_access is not None else await access_tokens.find_refresh_token(tx, token)
@@ -89,7 +91,7 @@ async def begin_device_grant(request: Request) -> Response:
     """Codes for a device without a browser: one for itself, and one that a person types in elsewhere."""
     gateway = require_oauth(request)
     check_address(gateway, request)
-    form = await form_of(request)
+    form = await oauth_form(request)
     client_id = form.get("client_id", "")
     client = await find_client(gateway, client_id)
     if client is None:
@@ -102,6 +104,7 @@ async def begin_device_grant(request: Request) -> Response:
     for _ in range(_TRIES):
         user_code = _user_code(gateway)
         async with gateway.accounts.transaction() as tx:
+            await oauth_clients.note_use(tx, client_id, now_ms)
             if await oauth_grants.add_device_grant(
                 tx,
                 device_code,
@@ -146,20 +149,31 @@ async def _by_code(
     code, verifier = _required(form, "code"), _required(form, "code_verifier")
     redirect_uri = _required(form, "redirect_uri")
     async with gateway.accounts.transaction() as tx:
+        await _lock_granter(tx, await oauth_grants.find_code_user(tx, code))
         granted = await oauth_grants.use_code(tx, code, gateway.clock.now_ms())
-    if granted is None:
-        raise OAuthError("invalid_grant", "the code is unknown or has ended")
-    if granted.was_used:
+        refusal = _refusal(granted, client_id, redirect_uri, verifier)
+        # A refused code is used up all the same.
+        if refusal is None and granted is not None:
+            grant = DeviceGrant(client_id, granted.device_id, granted.scope, granted.user_id)
+            issued, wakes = await _start(tx, gateway, grant, client, address)
+    if refusal is None and granted is not None:
+        return await _started(gateway, granted.user_id, granted.device_id, granted.scope, issued, wakes)
+    if granted is not None and granted.was_used:
         # Somebody else has it too: what was given for it is taken back.
         await _end_session_of(gateway, granted)
-        raise OAuthError("invalid_grant", "the code was used already")
+    raise OAuthError("invalid_grant", refusal or "")
+
+
+def _refusal(granted: Code | None, client_id: str, redirect_uri: str, verifier: str) -> str | None:
+    """Why there is nothing for a code."""
+    if granted is None:
+        return "the code is unknown or has ended"
+    if granted.was_used:
+        return "the code was used already"
     if granted.client_id != client_id or granted.redirect_uri != redirect_uri:
-        raise OAuthError("invalid_grant", "the code is another client's, or for another redirect_uri")
+        return "the code is another client's, or for another redirect_uri"
     challenge = code_challenge(verifier) if _VERIFIER.fullmatch(verifier) else ""
-    if not secrets.compare_digest(challenge, granted.code_challenge):
-        raise OAuthError("invalid_grant", "code_verifier does not fit")
-    grant = DeviceGrant(client_id, granted.device_id, granted.scope, granted.user_id)
-    return await _start(gateway, grant, client, address)
+    return None if secrets.compare_digest(challenge, granted.code_challenge) else "code_verifier does not fit"
 
 
 async def _by_device_code(
@@ -167,7 +181,11 @@ async def _by_device_code(
 ) -> dict[str, Any]:
     device_code, now_ms = _required(form, "device_code"), gateway.clock.now_ms()
     async with gateway.accounts.transaction() as tx:
-        grant = await oauth_grants.poll_device_grant(tx, device_code, client_id, now_ms)
+        granter = await oauth_grants.find_device_granter(tx, device_code)
+        await _lock_granter(tx, granter)
+        grant = await oauth_grants.poll_device_grant(tx, device_code, client_id, granter, now_ms)
+        if grant is not None and grant.user_id is not None and not grant.has_ended:
+            issued, wakes = await _start(tx, gateway, grant, client, address)
     if grant is None:
         raise OAuthError("invalid_grant", "the device_code is unknown, or was told already what became of it")
     if grant.has_ended:
@@ -179,7 +197,13 @@ async def _by_device_code(
         if now_ms - grant.polled_ts < (POLL_SECONDS - 1) * 1000:
             raise OAuthError("slow_down", f"ask every {POLL_SECONDS} seconds")
         raise OAuthError("authorization_pending", "the user has not decided yet")
-    return await _start(gateway, grant, client, address)
+    return await _started(gateway, grant.user_id, grant.device_id, grant.scope, issued, wakes)
+
+
+async def _lock_granter(tx: Transaction, user_id: UserId | None) -> None:
+    """Have a change of the granter's password, which ends all that was granted, wait for this or come first."""
+    if user_id is not None:
+        await users.lock_user(tx, user_id)
 
 
 async def _by_refresh_token(gateway: GatewayDeps, form: Mapping[str, str], client_id: str) -> dict[str, Any]:
@@ -188,38 +212,48 @@ async def _by_refresh_token(gateway: GatewayDeps, form: Mapping[str, str], clien
         issued, found = await exchange_refresh_token(gateway, token, lifetimes=_lifetimes(gateway), client_id=client_id)
     except UnknownToken as error:
         raise OAuthError("invalid_grant", error.message) from None
+    except LimitExceeded as error:
+        # Whatever is of 4xx would end the session for the client.
+        raise Unavailable("Too many refreshes", retry_after_ms=error.retry_after_ms) from error
     except UserLocked as error:
-        # The session is there once the account is unlocked: anything of 4xx but that would end it for the client.
         raise Unavailable("The account is locked") from error
     return _reply(issued, parse_scope(f"urn:matrix:client:api:* urn:matrix:client:device:{found.device_id}").text)
 
 
-async def _start(gateway: GatewayDeps, grant: DeviceGrant, client: Mapping[str, Any], address: str) -> dict[str, Any]:
+async def _start(
+    tx: Transaction, gateway: GatewayDeps, grant: DeviceGrant, client: Mapping[str, Any], address: str
+) -> tuple[IssuedTokens, Wakes]:
     """Log the device in, as its user granted."""
     assert grant.user_id is not None, "somebody granted it"
-    async with gateway.accounts.transaction() as tx:
-        user = await users.find_user(tx, grant.user_id)
-        if user is None or user.deactivated or user.locked:
-            raise OAuthError("invalid_grant", "the account is locked or closed")
-        try:
-            await require_free_device_id(tx, grant.user_id, grant.device_id)
-        except Forbidden as error:
-            raise OAuthError("invalid_grant", error.message) from None
-        issued, wakes = await start_session(
-            tx,
-            gateway.clock,
-            gateway.ids,
-            _lifetimes(gateway),
-            grant.user_id,
-            grant.device_id,
-            client.get("client_name"),
-            refreshable=True,
-            address=address,
-        )
-        await oauth_clients.add_session(tx, grant.user_id, grant.device_id, grant.client_id, gateway.clock.now_ms())
-    gateway.authenticator.forget_device(grant.user_id, grant.device_id)
+    user = await users.find_user(tx, grant.user_id)
+    if user is None or user.deactivated or user.locked:
+        raise OAuthError("invalid_grant", "the account is locked or closed")
+    try:
+        await require_free_device_id(tx, grant.user_id, grant.device_id)
+    except Forbidden as error:
+        raise OAuthError("invalid_grant", error.message) from None
+    issued, wakes = await start_session(
+        tx,
+        gateway.clock,
+        gateway.ids,
+        _lifetimes(gateway),
+        grant.user_id,
+        grant.device_id,
+        client.get("client_name"),
+        refreshable=True,
+        address=address,
+    )
+    await oauth_clients.add_session(tx, grant.user_id, grant.device_id, grant.client_id, gateway.clock.now_ms())
+    return issued, wakes
+
+
+async def _started(
+    gateway: GatewayDeps, user_id: UserId, device_id: str, scope: str, issued: IssuedTokens, wakes: Wakes
+) -> dict[str, Any]:
+    """The answer for a device that is logged in now; only after COMMIT."""
+    gateway.authenticator.forget_device(user_id, device_id)
     await wakes.publish(gateway.fanout)
-    return _reply(issued, grant.scope)
+    return _reply(issued, scope)
 
 
 async def _end_session_of(gateway: GatewayDeps, granted: Code) -> None:

@@ -34,7 +34,8 @@ async def exchange_refresh_token(
 
     Args:
         lifetimes: of the new tokens; as a rule those of the settings.
-        client_id: the OAuth 2.0 client that asks, which must be the one that has the session.
+        client_id: the OAuth 2.0 client that asks, which must be the one that has the session; None for a client of
+            the legacy API, to which sessions of the other one are nothing.
 
     Raises:
         UnknownToken: unknown, superseded (the session is gone), or expired (soft logout).
@@ -44,7 +45,7 @@ async def exchange_refresh_token(
     now_ms = gateway.clock.now_ms()
     async with gateway.accounts.transaction() as tx:
         found = await access_tokens.find_refresh_token(tx, token)
-        if found is not None and client_id is not None:
+        if found is not None:
             owner = await oauth_clients.find_session_client(tx, found.user_id, found.device_id)
             found = found if owner == client_id else None
         if found is None:

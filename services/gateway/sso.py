@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from matrixcore.identifiers import UserId
 from services.gateway.dependencies import GatewayDeps, gateway_of
-from services.gateway.oauth_server import SIGNED_IN_PATH
+from services.gateway.oauth_server import SIGNED_IN_PATH, is_on
 from services.gateway.pages import page
 from services.gateway.routing import client_routes
 from services.gateway.sso_accounts import NoAccount, sign_in
@@ -134,8 +134,9 @@ async def _fetch_claims(
 
 async def _lead_on(gateway: GatewayDeps, user_id: UserId, url: str) -> Response:
     """To the client with a login token: at once if the operator vouches for it, else once the person agrees."""
-    own = [gateway.settings.client_baseurl.rstrip("/") + SIGNED_IN_PATH]  # which asks by itself, and knows its browser
-    is_trusted = is_whitelisted(url, [*gateway.settings.sso.client_whitelist, *own])
+    # Our own page asks by itself, and knows its browser.
+    is_own = is_on(gateway) and url.startswith(gateway.settings.client_baseurl.rstrip("/") + SIGNED_IN_PATH + "?")
+    is_trusted = is_own or is_whitelisted(url, gateway.settings.sso.client_whitelist)
     token, now_ms = f"tsl_{gateway.ids.token(24)}", gateway.clock.now_ms()
     lifetime_ms = LOGIN_TOKEN_MS if is_trusted else CONFIRMED_LOGIN_TOKEN_MS
     async with gateway.accounts.transaction() as tx:

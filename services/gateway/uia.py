@@ -26,6 +26,7 @@ from tessera.storage.uia_sessions import UiaSession
 
 DUMMY = "m.login.dummy"
 OAUTH = "m.oauth"
+OAUTH_BEFORE = "org.matrix.cross_signing_reset"  # as it was called before Matrix 1.17
 PASSWORD = "m.login.password"  # noqa: S105  the name of a stage
 SESSION_LIFETIME_MS = 15 * 60 * 1000
 
@@ -33,7 +34,7 @@ Flows = Sequence[Sequence[str]]
 
 DUMMY_FLOWS: Flows = ((DUMMY,),)
 PASSWORD_FLOWS: Flows = ((PASSWORD,),)
-OAUTH_FLOWS: Flows = ((OAUTH,),)
+OAUTH_FLOWS: Flows = ((OAUTH,), (OAUTH_BEFORE,))
 
 
 class UserInteractionRequired(MatrixError):
@@ -195,6 +196,18 @@ class UserInteractiveAuth:
         if not _is_done(request.flows, completed):
             raise await self._challenge(request, session_id, completed)
         return Proof(session_id, facts)
+
+    async def resume(self, request: UiaRequest) -> dict[str, str] | None:
+        """The `auth` of a client that asks again without one for what it was asking for; None if it is new.
+
+        For stages that are passed on a page, where there is nothing for a client to say: some ask until it is done.
+        """
+        assert request.user_id is not None, "sessions are found by their user"
+        async with self.accounts.reading() as tx:
+            session_id = await uia_sessions.find_newest(
+                tx, request.user_id, request.operation, request.digest, now_ms=self.clock.now_ms()
+            )
+        return None if session_id is None else {"session": session_id}
 
     async def consume(self, tx: Transaction, proof: Proof) -> UiaSession | None:
         """Use a proof up.

@@ -57,9 +57,10 @@ def joint_problems(settings: Settings) -> list[Problem]:
     return problems
 
 
-def _is_fit_for_browsers(url: str) -> bool:
-    parts = urlsplit(url)
-    return parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
+def _is_fit_for_browsers(url: str | None) -> bool:
+    parts = urlsplit(url or "")
+    is_safe = parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
+    return is_safe and parts.path == "/" and not parts.query and not parts.fragment
 
 
 def _account_problems(settings: Settings) -> Iterator[Problem]:
@@ -72,8 +73,8 @@ def _account_problems(settings: Settings) -> Iterator[Problem]:
         for key in ("recaptcha_public_key", "recaptcha_private_key"):
             if getattr(settings, key) is None:
                 yield Problem(key, "is required, since enable_registration_captcha is true")
-    if settings.tessera.oauth.enabled and not _is_fit_for_browsers(settings.client_baseurl):
-        yield Problem("public_baseurl", "must be https, since tessera.oauth.enabled sends people's browsers there")
+    if settings.tessera.oauth.enabled and not _is_fit_for_browsers(settings.public_baseurl):
+        yield Problem("public_baseurl", "must be https without a path, as tessera.oauth.enabled leads people there")
     if settings.email is not None and settings.public_baseurl is None:
         yield Problem("public_baseurl", "is required, since mails (email) lead to it")
     if "email" in settings.registrations_require_3pid and settings.email is None:

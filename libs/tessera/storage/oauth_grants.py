@@ -60,6 +60,19 @@ WHERE (SELECT count(*) FROM (SELECT FROM accounts.oauth_tasks WHERE expires_ts >
 RETURNING 1
 """
 
+_FORGET_OLDEST = """
+DELETE FROM accounts.oauth_tasks WHERE task_hash = ANY(ARRAY(
+    SELECT task_hash FROM accounts.oauth_tasks
+    WHERE user_id IS NULL ORDER BY expires_ts LIMIT 100 FOR UPDATE SKIP LOCKED
+))
+"""
+
+_FORGET_USER = """
+WITH tasks AS (DELETE FROM accounts.oauth_tasks WHERE user_id = $1),
+codes AS (DELETE FROM accounts.oauth_codes WHERE user_id = $1)
+DELETE FROM accounts.oauth_device_grants WHERE user_id = $1
+"""
+
 _FIND_TASK = """
 SELECT kind, details, user_id FROM accounts.oauth_tasks WHERE task_hash = $1 AND browser_hash = $2 AND expires_ts > $3
 """
@@ -126,12 +139,13 @@ _POLL = """
 WITH found AS (SELECT * FROM accounts.oauth_device_grants WHERE code_hash = $1 AND client_id = $2 FOR UPDATE),
 polled AS (
     UPDATE accounts.oauth_device_grants SET polled_ts = $3
-    WHERE code_hash = (SELECT code_hash FROM found WHERE user_id IS NULL AND NOT is_denied)
+    WHERE code_hash = (SELECT code_hash FROM found WHERE (user_id = $4::text) IS NOT TRUE AND NOT is_denied)
 ), told AS (
     DELETE FROM accounts.oauth_device_grants
-    WHERE code_hash = (SELECT code_hash FROM found WHERE user_id IS NOT NULL OR is_denied)
+    WHERE code_hash = (SELECT code_hash FROM found WHERE user_id = $4 OR is_denied)
 )
-SELECT client_id, device_id, scope, user_id, is_denied, polled_ts, expires_ts <= $3 FROM found
+SELECT client_id, device_id, scope, CASE WHEN user_id = $4 THEN user_id END, is_denied, polled_ts, expires_ts <= $3
+FROM found
 """
 
 
@@ -149,6 +163,16 @@ async def add_task(
     """Remember what a browser has open; False if there are `most` already."""
     values = (hash_token(task), hash_token(browser), kind, orjson.dumps(details).decode(), expires_ts, now_ms, most)
     return await tx.fetchval(_ADD_TASK, *values) is not None
+
+
+async def forget_oldest_tasks(tx: Transaction) -> None:
+    """Forget some of those for which nobody has signed in yet."""
+    await tx.execute(_FORGET_OLDEST)
+
+
+async def forget_user(tx: Transaction, user_id: UserId) -> None:
+    """What the user has begun or granted gets nobody in any longer; the caller holds users.lock_user."""
+    await tx.execute(_FORGET_USER, user_id)
 
 
 async def find_task(tx: Transaction, task: str, browser: str, now_ms: int) -> Task | None:
@@ -178,6 +202,19 @@ async def use_code(tx: Transaction, code: str, now_ms: int) -> Code | None:
     return None if row is None else Code(row[0], UserId(row[1]), *row[2:])
 
 
+async def find_code_user(tx: Transaction, code: str) -> UserId | None:
+    """Whose code it is, used or not."""
+    user_id = await tx.fetchval("SELECT user_id FROM accounts.oauth_codes WHERE code_hash = $1", hash_token(code))
+    return None if user_id is None else UserId(user_id)
+
+
+async def find_device_granter(tx: Transaction, device_code: str) -> UserId | None:
+    """Who granted what a device asked for; None while nobody has."""
+    query = "SELECT user_id FROM accounts.oauth_device_grants WHERE code_hash = $1"
+    user_id = await tx.fetchval(query, hash_token(device_code))
+    return None if user_id is None else UserId(user_id)
+
+
 async def add_device_grant(
     tx: Transaction, device_code: str, user_code: str, grant: DeviceGrant, *, expires_ts: int, now_ms: int, most: int
 ) -> bool:
@@ -197,9 +234,15 @@ async def decide_device_grant(tx: Transaction, user_code: str, user_id: UserId |
     return await tx.fetchval(_DECIDE, user_code, now_ms, user_id) is not None
 
 
-async def poll_device_grant(tx: Transaction, device_code: str, client_id: str, now_ms: int) -> DeviceGrant | None:
-    """What has become of it, with when it was asked about before; a decision is told once."""
-    row = await tx.fetchrow(_POLL, hash_token(device_code), client_id, now_ms)
+async def poll_device_grant(
+    tx: Transaction, device_code: str, client_id: str, granter: UserId | None, now_ms: int
+) -> DeviceGrant | None:
+    """What has become of it, with when it was asked about before; a decision is told once.
+
+    Args:
+        granter: as `find_device_granter` said, locked by the caller; what somebody else granted is told the next time.
+    """
+    row = await tx.fetchrow(_POLL, hash_token(device_code), client_id, now_ms, granter)
     if row is None:
         return None
     client_id, device_id, scope, user_id, *rest = row

@@ -39,6 +39,12 @@ SELECT operation, identity, completed, facts::text, registration_token, user_id
 FROM accounts.uia_sessions WHERE session_id = $1 AND expires_ts > $2
 """
 
+_FIND_NEWEST = """
+SELECT session_id FROM accounts.uia_sessions
+WHERE user_id = $1 AND operation = $2 AND identity = $3 AND expires_ts > $4
+ORDER BY expires_ts DESC, session_id LIMIT 1
+"""
+
 _COMPLETE = """
 UPDATE accounts.uia_sessions
 SET completed = CASE WHEN $2 = ANY(completed) THEN completed ELSE completed || $2 END,
@@ -69,6 +75,12 @@ async def add_session(
 async def find_session(tx: Transaction, session_id: str, *, now_ms: int) -> UiaSession | None:
     """A session that has not expired."""
     return _session(await tx.fetchrow(_FIND, session_id, now_ms))
+
+
+async def find_newest(tx: Transaction, user_id: UserId, operation: str, identity: bytes, *, now_ms: int) -> str | None:
+    """The session that a user began last for an operation on an identity."""
+    session_id: str | None = await tx.fetchval(_FIND_NEWEST, user_id, operation, identity, now_ms)
+    return session_id
 
 
 async def complete_stage(tx: Transaction, session_id: str, stage: str, fact: object = None) -> tuple[str, ...]:

@@ -40,7 +40,8 @@ OPEN = frozenset(
         *("get_auth_fallback", "post_auth_fallback", "get_consent", "registration_token_validity"),
         *("redirect_to_sso", "redirect_to_idp", "sso_callback", "finish_operation"),
         *("get_auth_metadata", "register_client", "authorize", "link", "take_user_code", "begin_device_grant"),
-        *("sign_in", "signed_in", "decide", "account", "sign_out", "confirm_reset", "issue_tokens", "revoke_token"),
+        *("sign_in", "signed_in", "decide", "account", "sign_out", "confirm_reset", "confirm_close"),
+        *("issue_tokens", "revoke_token"),
         *("get_validation_page", "submit_validation_page"),
         *("health", "ready", "metrics", "get_server_version"),
         # Of a login, and its ID a secret.

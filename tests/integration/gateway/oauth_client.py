@@ -71,10 +71,10 @@ class OAuthClient:
             **changes,
         }
 
-    async def code(self, browser: Browser, user: str, **changes: str) -> str:
+    async def code(self, browser: Browser, user: str, password: str = PASSWORD, **changes: str) -> str:
         """A code, from somebody who signs in and agrees."""
         page = await browser.step(AUTHORIZE_PATH, **self.request(**changes))
-        page = await sign_in(browser, page, user)
+        page = await sign_in(browser, page, user, password)
         answer = query_of((await decide(browser, page)).headers["Location"])
         assert answer["state"] == "the state"
         return answer["code"]

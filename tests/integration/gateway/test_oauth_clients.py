@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from gateway_server import PASSWORD, Server
@@ -9,8 +10,17 @@ from oauth_client import METADATA, OAuthClient, decide, scope_of, sign_in, task_
 from oidc_provider import Browser
 
 from matrixcore.signing import SigningKey, encode_base64
+from services.gateway import oauth_clients as clients_module
 from services.gateway.oauth_clients import is_registered, parse_metadata
-from services.gateway.oauth_server import ACCOUNT_PATH, LINK_PATH, RESET_PATH, SIGN_OUT_PATH, OAuthError
+from services.gateway.oauth_server import (
+    ACCOUNT_PATH,
+    CLOSE_PATH,
+    DECIDE_PATH,
+    LINK_PATH,
+    RESET_PATH,
+    SIGN_OUT_PATH,
+    OAuthError,
+)
 from services.gateway.oauth_tokens import DEVICE_GRANT_MS, POLL_SECONDS, parse_user_code
 from tessera.storage import oauth_clients
 
@@ -66,6 +76,8 @@ def answer_to(url: str, application_type: str) -> str:
         ("https://a b.example.org/", False, False),
         ("https://example.org:port/", False, False),
         ("HTTPS://example.org/", False, False),
+        ("https://example.org:/callback", False, False),
+        ("https://[v1.example.org]/callback", False, False),
         ("javascript:alert(1)", False, False),
         ("org.example.app:/callback", False, True),
         ("org.example:/", False, True),
@@ -84,6 +96,13 @@ def answer_to(url: str, application_type: str) -> str:
 def test_redirect_uris(url: str, *, web: bool, native: bool) -> None:
     expected = tuple("good" if is_good else "invalid_redirect_uri" for is_good in (web, native))
     assert (answer_to(url, "web"), answer_to(url, "native")) == expected
+
+
+@pytest.mark.parametrize("home", ["https://javascript/", "https://ms-msdt/", "https://data/"])
+def test_a_scheme_without_a_dot_is_the_systems(home: str) -> None:
+    body = METADATA | {"client_uri": home, "application_type": "native"}
+    with pytest.raises(OAuthError, match="scheme"):
+        parse_metadata(body | {"redirect_uris": [f"{urlsplit(home).hostname}:alert(1)"]})
 
 
 def test_any_port_of_this_machine_and_nothing_else_by_half() -> None:
@@ -143,7 +162,7 @@ async def test_what_is_registered_and_what_is_not(server: Server) -> None:
         ({"application_type": "both"}, "invalid_client_metadata"),
         ({"grant_types": "authorization_code"}, "invalid_client_metadata"),
         ({"redirect_uris": [7]}, "invalid_client_metadata"),
-        ({"redirect_uris": [f"https://example.org/{number}" for number in range(21)]}, "invalid_client_metadata"),
+        ({"redirect_uris": [f"https://example.org/{number}" for number in range(11)]}, "invalid_client_metadata"),
         ({"redirect_uris": []}, "invalid_redirect_uri"),
         ({"redirect_uris": ["https://elsewhere.org/"]}, "invalid_redirect_uri"),
     ],
@@ -162,9 +181,24 @@ async def test_clients_without_sessions_are_forgotten_in_time(server: Server, br
     known = {row[0] for row in rows}
     assert used.client_id in known
     assert unused.client_id not in known
-    async with server.accounts.transaction() as tx:
-        assert await oauth_clients.add_client(tx, "more", {"a": 1}, now_ms=0, most=2) is None
-        assert await oauth_clients.find_client(tx, "more") is None
+
+
+async def test_where_it_is_full_the_client_used_least_lately_makes_room(
+    server: Server, browsers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = await OAuthClient.registered(server)
+    await used.tokens(browsers(server), "alice")
+    monkeypatch.setattr(clients_module, "MAX_CLIENTS", 2)
+    for name in ("First", "Second"):
+        await server.clock.advance(1)
+        await OAuthClient.registered(server, client_name=name)
+    names = await server.accounts.fetch("SELECT metadata->>'client_name' FROM accounts.oauth_clients")
+    assert {row[0] for row in names} == {"An app", "Second"}
+    monkeypatch.setattr(clients_module, "MAX_CLIENTS", 1)
+    await server.accounts.execute("DELETE FROM accounts.oauth_clients WHERE client_id <> $1", used.client_id)
+    reply = await used.post("registration_endpoint", json=METADATA | {"client_name": "Third"})
+    assert reply.status_code == 503
+    assert (await OAuthClient.registered(server)).client_id == used.client_id
 
 
 async def test_a_device_is_linked(server: Server, browsers: Any) -> None:
@@ -205,6 +239,7 @@ async def test_a_device_that_is_not_wanted_or_too_late(server: Server, browsers:
     other = await OAuthClient.registered(server, client_name="Another")
     form = {"client_id": client.client_id, "scope": scope_of("ABCDEFGHIJ")}
     denied, late = [(await client.post("device_authorization_endpoint", data=form)).json() for _ in range(2)]
+    await browser.step(LINK_PATH)
     page = await browser.post(LINK_PATH, {"user_code": denied["user_code"]})
     assert "gets nothing" in (await decide(browser, await sign_in(browser, page, "alice"), "deny")).text
 
@@ -262,12 +297,32 @@ async def test_devices_on_the_accounts_page(server: Server, browsers: Any) -> No
     assert (await client.whoami(tokens["access_token"])).status_code == 401
 
 
+async def test_an_account_is_closed_on_its_page(server: Server, browsers: Any) -> None:
+    client, browser = await OAuthClient.registered(server), browsers(server)
+    tokens = await client.tokens(browser, "alice")
+    assert "org.matrix.account_deactivate" in client.metadata["account_management_actions_supported"]
+    page = await browser.step(ACCOUNT_PATH, action="org.matrix.account_deactivate")
+    for path in (CLOSE_PATH, RESET_PATH, SIGN_OUT_PATH):
+        assert "has ended" in (await browser.post(path, {"task": task_of(page)})).text
+    page = await sign_in(browser, page, "alice")
+    assert "for ever" in page.text
+    for path in (RESET_PATH, SIGN_OUT_PATH, DECIDE_PATH):
+        form = {"task": task_of(page), "decision": "allow"}
+        assert "has ended" in (await browser.post(path, form)).text
+    assert (await client.whoami(tokens["access_token"])).status_code == 200
+    assert "has been closed" in (await browser.post(CLOSE_PATH, {"task": task_of(page)})).text
+    assert (await client.whoami(tokens["access_token"])).status_code == 401
+    page = await browser.step(ACCOUNT_PATH)
+    assert "do not fit together" in (await sign_in(browser, page, "alice")).text
+
+
 def master_key(user_id: str, key: SigningKey) -> dict[str, Any]:
     public = encode_base64(key.public_key)
     return {"user_id": user_id, "usage": ["master"], "keys": {f"ed25519:{public}": public}}
 
 
-async def test_new_cross_signing_keys_are_confirmed_on_a_page(server: Server, browsers: Any) -> None:
+@pytest.mark.parametrize("repeats", [False, True])
+async def test_new_cross_signing_keys_are_confirmed_on_a_page(server: Server, browsers: Any, *, repeats: bool) -> None:
     await server.register("bob")
     client, browser = await OAuthClient.registered(server), browsers(server)
     tokens = await client.tokens(browser, "alice")
@@ -284,7 +339,10 @@ async def test_new_cross_signing_keys_are_confirmed_on_a_page(server: Server, br
     asked = await upload(second)
     body = asked.json()
     assert asked.status_code == 401
-    assert body["flows"] == [{"stages": ["m.oauth"]}]
+    assert body["flows"] == [{"stages": ["m.oauth"]}, {"stages": ["org.matrix.cross_signing_reset"]}]
+    again = (await upload(second)).json()
+    assert again["session"] == body["session"]  # some clients ask without a session until it is done
+    assert again["params"]["org.matrix.cross_signing_reset"] == body["params"]["m.oauth"]
     url = body["params"]["m.oauth"]["url"]
     assert url.startswith(f"https://test.example{ACCOUNT_PATH}?action=org.matrix.cross_signing_reset")
     auth = {"session": body["session"]}
@@ -301,8 +359,9 @@ async def test_new_cross_signing_keys_are_confirmed_on_a_page(server: Server, br
     assert (await upload(second, auth)).status_code == 401
     form = {"task": task_of(confirm)}
     assert "Your app goes on" in (await browser.post(RESET_PATH, form)).text
-    assert (await upload(second, auth)).status_code == 200
+    assert (await upload(second, None if repeats else auth)).status_code == 200
     assert "has ended" in (await browser.post(RESET_PATH, form)).text
+    assert (await upload(first)).status_code == 401
     assert (await browser.step(url)).status_code == 404
     # A client of the legacy API is asked for the password, as before.
     legacy = await server.login("alice")

@@ -1,14 +1,26 @@
 """Login by the OAuth 2.0 API: a client, a browser, tokens and their end."""
 
+import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
+from html import unescape
 from typing import Any
 
+import httpx
 import pytest
-from gateway_server import Server
+from gateway_server import Server, login_body, password_auth
 from oauth_client import METADATA, REDIRECT, VERIFIER, OAuthClient, decide, scope_of, sign_in, task_of
 from oidc_provider import Browser, Provider, query_of
 
-from services.gateway.oauth_server import AUTHORIZE_PATH, DECIDE_PATH, SIGN_IN_PATH
+from services.gateway import oauth_tasks
+from services.gateway.oauth_server import (
+    AUTHORIZE_PATH,
+    DECIDE_PATH,
+    DEVICE_CODE,
+    LINK_PATH,
+    SIGN_IN_PATH,
+    network_of,
+)
 from tessera.clock import FakeClock
 from tessera.http.limits import Rate
 
@@ -36,6 +48,12 @@ async def server(make_server: Make) -> Server:
     return made
 
 
+def link_of(page: httpx.Response) -> str:
+    """Where the button of a page leads."""
+    (url,) = re.findall(r'class="button" href="([^"]+)"', page.text)
+    return unescape(url)
+
+
 async def test_it_is_off_unless_wanted(make_server: Make) -> None:
     server = make_server()
     for path in ("/_matrix/client/v1/auth_metadata", "/_matrix/client/unstable/org.matrix.msc2965/auth_metadata"):
@@ -51,7 +69,7 @@ async def test_the_whole_way(server: Server, browsers: Any) -> None:
     page = await browser.step(AUTHORIZE_PATH, **client.request())
     assert page.status_code == 200
     assert "<strong>An app</strong> (<strong>example.org</strong>)" in page.text
-    assert "form-action 'self' https://app.example.org;" in page.headers["Content-Security-Policy"]
+    assert "form-action 'self' https:;" in page.headers["Content-Security-Policy"]
     assert "frame-ancestors 'none'" in page.headers["Content-Security-Policy"]
     cookie = page.headers["Set-Cookie"].lower()
     assert all(part in cookie for part in ("__host-", "httponly", "secure", "samesite=lax"))
@@ -99,8 +117,12 @@ async def test_anothers_refresh_token_is_nothing_to_a_client(server: Server, bro
     tokens = await client.tokens(browsers(server), "alice")
     reply = await other.token(grant_type="refresh_token", refresh_token=tokens["refresh_token"])
     assert reply.json()["error"] == "invalid_grant"
-    legacy = await server.login("alice", refresh_token=True)
-    assert legacy.device_id
+    legacy = await server.post("/refresh", {"refresh_token": tokens["refresh_token"]})
+    assert legacy.json()["errcode"] == "M_UNKNOWN_TOKEN"
+    password = (await server.post("/login", login_body("alice", refresh_token=True))).json()
+    reply = await client.token(grant_type="refresh_token", refresh_token=password["refresh_token"])
+    assert reply.json()["error"] == "invalid_grant"
+    assert (await server.post("/refresh", {"refresh_token": password["refresh_token"]})).status_code == 200
     assert (await client.token(grant_type="refresh_token", refresh_token=tokens["refresh_token"])).status_code == 200
 
 
@@ -198,16 +220,18 @@ async def test_what_a_client_cannot_ask_for_it_is_told(
 ) -> None:
     client = await OAuthClient.registered(server)
     back = await browsers(server).step(AUTHORIZE_PATH, **client.request(**changes))
-    answer = query_of(back.headers["Location"])
-    assert (back.status_code, answer["error"], answer["state"]) == (303, error, "the state")
-    assert back.headers["Location"].startswith(f"{REDIRECT}?")
+    url = link_of(back)  # not followed at once: anybody can register a client
+    answer = query_of(url)
+    assert (back.status_code, answer["error"], answer["state"]) == (400, error, "the state")
+    assert answer["iss"] == "https://test.example/"
+    assert url.startswith(f"{REDIRECT}?")
 
 
 @pytest.mark.parametrize("state", ["a\x01b", "ß", "x" * 2_049])
 async def test_a_state_that_is_none_is_not_told_back(server: Server, browsers: Any, state: str) -> None:
     client = await OAuthClient.registered(server)
     back = await browsers(server).step(AUTHORIZE_PATH, **client.request(state=state))
-    answer = query_of(back.headers["Location"])
+    answer = query_of(link_of(back))
     assert (answer["error"], "state" in answer) == ("invalid_request", False)
 
 
@@ -294,6 +318,92 @@ async def test_signing_in_with_a_provider(make_server: Make, browsers: Any) -> N
         assert (await client.whoami(tokens["access_token"])).json()["user_id"] == "@ann:test.example"
     finally:
         await provider.close()
+
+
+async def test_only_that_one_page_of_ours_gets_a_login_token_unasked(make_server: Make, browsers: Any) -> None:
+    provider = Provider(FakeClock())
+    await provider.start()
+    try:
+        own = "https://test.example/_synapse/client/oauth2/signed-in"
+        for enabled, url in ((True, f"{own}/../../../../x"), (True, own), (False, f"{own}?task=x")):
+            server = make_server(oidc_providers=[provider.settings()], tessera={"oauth": {"enabled": enabled}})
+            page = await browsers(server).open("/_matrix/client/v3/login/sso/redirect/oidc-staff", redirectUrl=url)
+            assert "Continue to <strong>test.example</strong>?" in page.text
+    finally:
+        await provider.close()
+
+
+async def test_what_was_begun_with_an_old_password_ends_with_it(server: Server, browsers: Any) -> None:
+    client = await OAuthClient.registered(server)
+    waiting, deciding = browsers(server), browsers(server)
+    form = {"client_id": client.client_id, "scope": scope_of("KLMNOPQRST")}
+    begun = (await client.post("device_authorization_endpoint", data=form)).json()
+    page = await waiting.post(LINK_PATH, {"user_code": begun["user_code"]})  # without the page, nothing
+    assert "Never type in a code" in page.text
+    page = await waiting.post(LINK_PATH, {"user_code": begun["user_code"]})
+    await decide(waiting, await sign_in(waiting, page, "alice"))
+    code = await client.code(deciding, "alice")
+    consent = await sign_in(deciding, await deciding.step(AUTHORIZE_PATH, **client.request()), "alice")
+
+    alice = await server.login("alice")
+    change = {"new_password": "another horse", "auth": password_auth(alice.user_id)}
+    assert (await alice.post("/account/password", change)).status_code == 200
+    assert (await client.redeem(code)).json()["error"] == "invalid_grant"
+    reply = await client.token(grant_type=DEVICE_CODE, device_code=begun["device_code"])
+    assert reply.json()["error"] == "invalid_grant"
+    assert "has ended" in (await decide(deciding, consent)).text
+
+    code = await client.code(deciding, "alice", password="another horse")
+    assert (await alice.post("/logout/all")).status_code == 200
+    assert (await client.redeem(code)).json()["error"] == "invalid_grant"
+
+
+async def test_of_two_that_redeem_a_code_at_once_neither_keeps_a_session(server: Server, browsers: Any) -> None:
+    client = await OAuthClient.registered(server)
+    code = await client.code(browsers(server), "alice")
+    replies = await asyncio.gather(client.redeem(code), client.redeem(code))
+    assert sorted(reply.status_code for reply in replies) == [200, 400]
+    (token,) = [reply.json()["access_token"] for reply in replies if reply.status_code == 200]
+    assert (await client.whoami(token)).status_code == 401
+
+
+async def test_a_client_that_asks_too_often_is_not_logged_out(make_server: Make, browsers: Any) -> None:
+    server = make_server({"tessera.rc_refresh": Rate(per_second=0.01, burst_count=1)}, tessera=ON)
+    await server.register("alice")
+    client = await OAuthClient.registered(server)
+    token = (await client.tokens(browsers(server), "alice"))["refresh_token"]
+    replies = [await client.token(grant_type="refresh_token", refresh_token=token) for _ in range(2)]
+    assert [reply.status_code for reply in replies] == [200, 503]
+    assert replies[1].json()["retry_after_ms"] > 0
+
+
+async def test_a_parameter_is_not_there_twice(server: Server) -> None:
+    client = await OAuthClient.registered(server)
+    for endpoint in ("token_endpoint", "revocation_endpoint", "device_authorization_endpoint"):
+        for content in (b"client_id=a&client_id=b", b"\xff"):
+            reply = await client.post(endpoint, content=content)
+            assert (reply.status_code, reply.json()["error"]) == (400, "invalid_request")
+
+
+async def test_where_too_many_pages_are_open_the_oldest_make_room(
+    server: Server, browsers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oauth_tasks, "MAX_TASKS", 2)
+    client, first, last = await OAuthClient.registered(server), browsers(server), browsers(server)
+    page = await sign_in(first, await first.step(AUTHORIZE_PATH, **client.request()), "alice")
+    pages = [await last.step(AUTHORIZE_PATH, **client.request()) for _ in range(3)]
+    assert [one.status_code for one in pages] == [200, 200, 200]
+    assert "has ended" in (await sign_in(last, pages[0], "alice")).text
+    assert (await sign_in(last, pages[2], "alice")).status_code == 200
+    assert (await decide(first, page)).status_code == 303  # somebody has signed in there
+    second = await sign_in(first, await first.step(AUTHORIZE_PATH, **client.request()), "alice")
+    assert (await first.step(AUTHORIZE_PATH, **client.request())).status_code == 503
+    assert (await decide(first, second)).status_code == 303
+
+
+def test_ipv6_addresses_of_one_network_count_together() -> None:
+    assert network_of("2001:db8::1") == network_of("2001:db8::ffff:1") != network_of("2001:db8:0:1::1")
+    assert (network_of("192.0.2.7"), network_of("")) == ("192.0.2.7", "")
 
 
 async def test_a_device_is_free_for_the_other_api_again(server: Server, browsers: Any) -> None:

@@ -162,6 +162,27 @@ tessera: {shards: {a: "postgresql://x/y"}, pool: {min_size: 9, max_size: 3}}
     assert refused(MINIMAL + "listeners: []\n") == {"listeners": "must name at least one"}
 
 
+@pytest.mark.parametrize(
+    ("url", "is_fit"),
+    [
+        ("https://matrix.example.org/", True),
+        ("https://matrix.example.org", True),
+        ("http://localhost:8008/", True),
+        ("http://matrix.example.org/", False),
+        ("https://matrix.example.org/below/", False),
+        ("https://matrix.example.org/?x=1", False),
+        (None, False),
+    ],
+)
+def test_where_people_are_led_to_sign_in(read: Read, refused: Refused, url: str | None, *, is_fit: bool) -> None:
+    text = MINIMAL + "tessera: { oauth: { enabled: true } }\n"
+    text += "" if url is None else f"public_baseurl: {url}\n"
+    if is_fit:
+        assert read(text).tessera.oauth.enabled
+    else:
+        assert "tessera.oauth.enabled" in refused(text)["public_baseurl"]
+
+
 def test_secrets_in_files(read: Read, refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("from a file\n")
     settings = read(

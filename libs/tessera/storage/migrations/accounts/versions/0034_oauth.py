@@ -67,6 +67,11 @@ STATEMENTS = (
     )
     """,
     "CREATE INDEX ON accounts.oauth_device_grants (expires_ts)",
+    # By user: with a password ends what was begun with it.
+    "CREATE INDEX ON accounts.oauth_tasks (user_id) WHERE user_id IS NOT NULL",
+    "CREATE INDEX ON accounts.oauth_codes (user_id)",
+    "CREATE INDEX ON accounts.oauth_device_grants (user_id) WHERE user_id IS NOT NULL",
+    "CREATE INDEX ON accounts.uia_sessions (user_id) WHERE user_id IS NOT NULL",
 )
 
 
