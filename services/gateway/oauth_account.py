@@ -95,12 +95,13 @@ async def sign_out(request: Request) -> Response:
     """End one device."""
     gateway = require_oauth(request)
     form = await form_of(request)
-    opened = await find_open(request, gateway, form.get("task"))
-    if opened is None or opened.task.kind != ACCOUNT or opened.task.user_id is None:
+    found = await _find_signed_in(request, gateway, form, ACCOUNT)
+    if found is None:
         return expired(gateway)
+    opened, user_id, _ = found
     device_id = _plain(form.get("device_id"))
-    await end_sessions(gateway, opened.task.user_id, [device_id])
-    return await devices_page(gateway, opened, opened.task.user_id, signed_out=device_id)
+    await end_sessions(gateway, user_id, [device_id])
+    return await devices_page(gateway, opened, user_id, signed_out=device_id)
 
 
 async def reset_page(gateway: GatewayDeps, opened: OpenTask, user_id: UserId) -> Response:
@@ -124,13 +125,13 @@ async def reset_page(gateway: GatewayDeps, opened: OpenTask, user_id: UserId) ->
 async def confirm_reset(request: Request) -> Response:
     """New keys are meant: the stage is passed."""
     gateway = require_oauth(request)
-    form, browser = await form_of(request), browser_of(request)
-    opened = await find_open(request, gateway, form.get("task"))
-    if opened is None or browser is None or opened.task.kind != RESET_KEYS or opened.task.user_id is None:
+    found = await _find_signed_in(request, gateway, await form_of(request), RESET_KEYS)
+    if found is None:
         return expired(gateway)
+    opened, user_id, browser = found
     session_id = opened.task.details["session"]
     session = await find_operation(gateway, session_id)
-    if session is None or session.user_id != opened.task.user_id:
+    if session is None or session.user_id != user_id:
         return expired(gateway)
     async with gateway.accounts.transaction() as tx:
         if await oauth_grants.take_task(tx, opened.name, browser, gateway.clock.now_ms()) is None:
@@ -155,15 +156,26 @@ def close_page(gateway: GatewayDeps, opened: OpenTask, user_id: UserId) -> Respo
 async def confirm_close(request: Request) -> Response:
     """The account's end is meant."""
     gateway = require_oauth(request)
-    form, browser = await form_of(request), browser_of(request)
-    opened = await find_open(request, gateway, form.get("task"))
-    if opened is None or browser is None or opened.task.kind != CLOSE_ACCOUNT or opened.task.user_id is None:
+    form = await form_of(request)
+    found = await _find_signed_in(request, gateway, form, CLOSE_ACCOUNT)
+    if found is None:
         return expired(gateway)
+    opened, user_id, browser = found
     async with gateway.accounts.transaction() as tx:
         if await oauth_grants.take_task(tx, opened.name, browser, gateway.clock.now_ms()) is None:
             return expired(gateway)
-    await close_account(gateway, opened.task.user_id, erase=form.get("erase") == "true")
+    await close_account(gateway, user_id, erase=form.get("erase") == "true")
     return sso_notice(gateway, "Closed", "Your account has been closed. You can close this page.", status=200)
+
+
+async def _find_signed_in(
+    request: Request, gateway: GatewayDeps, form: Mapping[str, str], kind: str
+) -> tuple[OpenTask, UserId, str] | None:
+    """The task that a form is of, who has signed in for it, and the browser; None unless it is of that kind."""
+    opened, browser = await find_open(request, gateway, form.get("task")), browser_of(request)
+    if opened is None or browser is None or opened.task.kind != kind or opened.task.user_id is None:
+        return None
+    return opened, opened.task.user_id, browser
 
 
 def _plain(text: str | None) -> str:

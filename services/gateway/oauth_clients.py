@@ -75,7 +75,7 @@ def parse_metadata(body: Mapping[str, Any]) -> dict[str, Any]:
         raise _unfit("application_type", "must be web or native")
     metadata["grant_types"] = _known(body, "grant_types", GRANT_TYPES, AUTHORIZATION_CODE)
     metadata["response_types"] = _known(body, "response_types", ("code",), "code")
-    metadata["token_endpoint_auth_method"] = "none"  # noqa: S105  it is one
+    metadata["token_endpoint_auth_method"] = "none"  # noqa: S105  the name of a method
     redirects = _texts(body, "redirect_uris")
     if len(redirects) > MAX_REDIRECTS:
         raise _unfit("redirect_uris", f"has more than {MAX_REDIRECTS} entries")
