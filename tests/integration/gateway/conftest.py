@@ -7,6 +7,7 @@ from typing import Any, cast
 import httpx
 import pytest
 from gateway_server import SERVER, RecordingFanout, Server
+from oidc_provider import Browser
 
 from matrixcore.identifiers import UserId
 from matrixcore.signing import SigningKey
@@ -22,6 +23,20 @@ from tessera.room_commands import RoomCommands
 from tessera.storage.database import Database
 from tessera.storage.shards import RoomShards
 from tessera.token_authenticator import TokenAuthenticator
+
+
+@pytest.fixture
+async def browsers() -> AsyncIterator[Callable[[Server], Browser]]:
+    """Opens browsers, each with cookies of its own."""
+    opened: list[Browser] = []
+
+    def open_browser(server: Server) -> Browser:
+        opened.append(Browser(server))
+        return opened[-1]
+
+    yield open_browser
+    for browser in opened:
+        await browser.client.aclose()
 
 
 @pytest.fixture

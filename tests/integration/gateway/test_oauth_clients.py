@@ -1,13 +1,12 @@
 """Clients register, devices without browsers are linked, people look after their accounts: the OAuth 2.0 API."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from gateway_server import PASSWORD, Server
 from oauth_client import METADATA, OAuthClient, decide, scope_of, sign_in, task_of
-from oidc_provider import Browser
 
 from matrixcore.signing import SigningKey, encode_base64
 from services.gateway import oauth_clients as clients_module
@@ -27,19 +26,6 @@ from tessera.storage import oauth_clients
 Make = Callable[..., Server]
 ON = {"oauth": {"enabled": True}}
 DEVICE_CODE = "urn:ietf:params:oauth:grant-type:device_code"
-
-
-@pytest.fixture
-async def browsers() -> AsyncIterator[Callable[[Server], Browser]]:
-    opened: list[Browser] = []
-
-    def open_browser(server: Server) -> Browser:
-        opened.append(Browser(server))
-        return opened[-1]
-
-    yield open_browser
-    for browser in opened:
-        await browser.client.aclose()
 
 
 @pytest.fixture

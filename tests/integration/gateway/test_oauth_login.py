@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from html import unescape
 from typing import Any
 
@@ -10,7 +10,7 @@ import httpx
 import pytest
 from gateway_server import Server, login_body, password_auth
 from oauth_client import METADATA, REDIRECT, VERIFIER, OAuthClient, decide, scope_of, sign_in, task_of
-from oidc_provider import Browser, Provider, query_of
+from oidc_provider import Provider, query_of
 
 from services.gateway import oauth_tasks
 from services.gateway.oauth_server import (
@@ -26,19 +26,6 @@ from tessera.http.limits import Rate
 
 Make = Callable[..., Server]
 ON = {"oauth": {"enabled": True}}
-
-
-@pytest.fixture
-async def browsers() -> AsyncIterator[Callable[[Server], Browser]]:
-    opened: list[Browser] = []
-
-    def open_browser(server: Server) -> Browser:
-        opened.append(Browser(server))
-        return opened[-1]
-
-    yield open_browser
-    for browser in opened:
-        await browser.client.aclose()
 
 
 @pytest.fixture

@@ -33,19 +33,6 @@ async def provider() -> AsyncIterator[Provider]:
 
 
 @pytest.fixture
-async def browsers() -> AsyncIterator[Callable[[Server], Browser]]:
-    opened: list[Browser] = []
-
-    def open_browser(server: Server) -> Browser:
-        opened.append(Browser(server))
-        return opened[-1]
-
-    yield open_browser
-    for browser in opened:
-        await browser.client.aclose()
-
-
-@pytest.fixture
 def trusting(make_server: Make, provider: Provider) -> Server:
     """A server whose client need not be asked about."""
     return make_server(oidc_providers=[provider.settings()], sso=WHITELIST)
